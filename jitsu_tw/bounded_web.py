@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from twisted.internet._resolver import GAIResolver  # what the reactor has, too; it has no public name
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IReactorPluggableNameResolver, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
@@ -21,6 +24,9 @@ ANSWERS_WITHIN: Final = 10.0
 
 #: The most octets that are read of an answer, TLS included: the Agent keeps all headers, of any number.
 LONGEST_ANSWER: Final = 1 << 16
+
+#: The most names of servers that are looked up at once.
+MOST_LOOKUPS: Final = 8
 
 
 class Unread(Protocol):
@@ -75,13 +81,38 @@ class BoundedEndpoint:
         return connecting.addCallback(lambda wrapper: wrapper.wrappedProtocol)
 
 
+@implementer(IReactorPluggableNameResolver)
+class OwnLookups:
+    """
+    A reactor that looks up names in threads of its own.
+
+    A name server that does not answer blocks a thread for half a minute, and the reactor's own threads write the state.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        """Do all else by *reactor*."""
+        self._reactor = reactor
+
+    @cached_property
+    def nameResolver(self) -> GAIResolver:  # noqa: N802
+        """What looks up names."""
+        threads = ThreadPool(0, MOST_LOOKUPS, "lookups")
+        threads.start()
+        self._reactor.addSystemEventTrigger("during", "shutdown", threads.stop)
+        return GAIResolver(self._reactor, lambda: threads)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the reactor has."""
+        return getattr(self._reactor, name)
+
+
 @implementer(IAgentEndpointFactory)
 class BoundedEndpoints:
     """What an Agent connects by, to have bounded connections."""
 
     def __init__(self, reactor: Any) -> None:
         """Connect by *reactor*."""
-        self._reactor = reactor
+        self._reactor = OwnLookups(reactor)
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
         """Return what connects to *uri*; by TLS, with the certificates that the system trusts."""

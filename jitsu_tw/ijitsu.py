@@ -645,6 +645,21 @@ class ITemplateControl(Interface):
         """
 
 
+class IForgets(Interface):
+    """What removes VMs that templates have made, and tries again until that is done."""
+
+    def retire(machine: Any, reason: str) -> Awaitable[bool]:
+        """
+        Stop *machine* and remove it from its hypervisor, then from the state.
+
+        Returns:
+            whether this node does so: not if another node of the cluster removes it.
+
+        Raises:
+            ClusterUnavailable: the nodes cannot agree.
+        """
+
+
 class IClusterEvents(Interface):
     """What the cluster tells and asks. VMs are told by name; one that the configuration has no more is ignored."""
 

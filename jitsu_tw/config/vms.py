@@ -45,13 +45,13 @@ ANY: Final = "any"
 #: Seconds that a VM whose address may not be kept at all (a TTL of 0) is kept after a use, without an `idle`.
 LEAST_IDLE: Final = 10.0
 
-#: What the state has of a VM that a template has made, besides its own keys: the template's name.
+#: The key, in the state alone, of a VM that a template has made: the template's name.
 TEMPLATE: Final = "template"
 
-#: Of the uuids of templates and of their VMs, which are made of names.
+#: The namespace of the uuids of templates and of their VMs, which are made of names (RFC 9562, 5.5).
 NAMESPACE: Final = uuids.uuid5(uuids.NAMESPACE_DNS, "templates.jitsu")
 
-#: What the paths of layers have in them: the definitions for xl, which has no escapes, name them, too.
+#: The characters that the path of `layers` may have: definitions for xl name such paths, and xl has no escapes.
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9_./+@-]+")
 
 #: In characters: a VM's name has a label (63) and a dot before it, and files are called by it (NAME_MAX is 255).
@@ -60,10 +60,10 @@ LONGEST_TEMPLATE: Final = 100
 #: In octets: with a label of 63 in place of the ``*``, a name has 255 (RFC 1035, 2.3.4).
 LONGEST_WILDCARD: Final = MAX_NAME - 62
 
-#: What the label of a VM of a template is like (RFC 1123, 2.1): other names do not exist.
+#: The labels that VMs of templates may have (RFC 1123, 2.1): other names do not exist.
 LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
-#: The keys whose values are in no field of their own of a `VM`.
+#: The keys whose values are not in a field of a `VM` that has the key's name.
 _OTHERS: Final = VM_KEYS.keys() - INHERITED.keys() - keys_of(VM).keys()
 
 #: The keys of a VM that name a file, and those that are durations.
@@ -158,7 +158,7 @@ class Builder:
         self._readiness: dict[tuple[tuple[str, Any], ...], Mapping[str, Any]] = {}
 
     def vm(self, raw: RawConfig) -> VM:
-        """Return the VM that *raw* describes; one that a template has made inherits from that."""
+        """Return the VM that *raw* describes; if it names a template, the VM inherits from the template."""
         first = next(iter(raw.values()))[0] if raw else RawValue("", COMMAND_LINE)
         where = where_of(raw)
         template = self._template_of(raw, where)
@@ -311,7 +311,7 @@ def vm_values(
 
 
 def _inheriting(raw: RawConfig, template: Template) -> RawConfig:
-    """Return the *raw* configuration of a VM with its names, and what else it inherits from its *template*."""
+    """Return the *raw* configuration of a VM, with its names and all else that it inherits from its *template*."""
     path, line = str(template.place[0]), template.place[1]
     name = raw["name"][0] if "name" in raw else RawValue(f"example.{template.name}", path, line)
     label, _, rest = name.text.partition(".")
@@ -519,7 +519,7 @@ def check_needs(vms: Sequence[VM], raw: Mapping[str, RawValue]) -> None:
     """
     Refuse VMs that need one that is not there, or, in the end, themselves; *raw* has their `needs`, by name.
 
-    None may need a template, which is no VM, or a VM that a template has made, which is forgotten some day.
+    No VM may need a template, or a VM that a template has made, which is forgotten some day.
     """
     needs = {vm.name: vm.needs for vm in vms}
     passing = {vm.name for vm in vms if vm.template is not None or isinstance(vm, Template)} if raw else set()

@@ -80,7 +80,7 @@ class TemplateResolver(Authority):
         source = question.source
         if label is None:
             raise missing
-        if source is None:  # no process of this host has a VM made
+        if source is None:  # Jitsu itself asks, which makes no VM
             return Answer(outcome.answer, [outcome.soa])
         began = self._reactor.seconds()
         wants = question.type in SUMMONING and self._templates.serves(template, VERSIONS[question.type])
@@ -99,7 +99,7 @@ class TemplateResolver(Authority):
 
     @staticmethod
     def _without(question: Question, outcome: NoData) -> Answer:
-        """Return the answer for a name that exists and has no records of the type; RFC 8482, 4.2, for any type."""
+        """Return the answer for a name that exists and has no records of the type; for ANY, see RFC 8482, 4.2."""
         if question.type != dns.ALL_RECORDS:
             return Answer(outcome.answer, [outcome.soa])
         owner = outcome.answer[-1].rdata if outcome.answer else question.asked
@@ -111,7 +111,7 @@ def _late(_: object, seconds: float) -> None:
 
 
 def _not_ready(question: Question, _: object, seconds: float) -> Answer:  # noqa: ARG001
-    """Return the answer to *question*, whose VM has been made, and starts: its client has waited long enough."""
+    """Return the answer to *question* whose client has waited long enough, while the VM, which was made, starts."""
     outcome = question.outcome
     assert isinstance(outcome, Found)
     return Answer(outcome.answer, ede=((EDE_NOT_READY, f"{outcome.vm} is still starting"),))

@@ -1,8 +1,8 @@
 """
 Which address of a pool a new VM of a template gets. Pure.
 
-The address depends on the VM's name, so that it is likely to be the same one again where nothing remembers it, and so
-that two nodes that make two VMs at the same moment seldom choose the same.
+The address depends on the VM's name: a VM that was forgotten and is made again is likely to have the same address, and
+two nodes that make two VMs at the same moment seldom choose the same address.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MOST_LOOKS: Final = 1 << 20
 
 def choose(pool: Sequence[AddressRange], name: str, taken: Container[Address]) -> tuple[Address, ...] | None:
     """
-    Return an address of each family that *pool* has for the VM *name*: none that is *taken*.
+    Return, for the VM *name*, an address that is not *taken* of each family that *pool* has.
 
-    None if a family has none left. The cost grows with the taken addresses in a row, not with the pool.
+    None if a family has no address left. The cost grows with the taken addresses in a row, not with the pool.
     """
     found = []
     for version in sorted({one.first.version for one in pool}):
@@ -36,7 +36,7 @@ def choose(pool: Sequence[AddressRange], name: str, taken: Container[Address]) -
 
 
 def _from(pool: Sequence[AddressRange], version: int, name: str) -> Iterator[Address]:
-    """Yield the addresses of one family, from that which *name* leads to on, and round to the one before it."""
+    """Yield the addresses of one family, beginning with the one that *name* leads to; the first follows the last."""
     ranges = [one for one in pool if one.first.version == version]
     sizes = [len(one) for one in ranges]
     whole = sum(sizes)

@@ -17,19 +17,19 @@ _SLACK: Final = 1e-6
 
 class Buckets:
     """
-    What each network has spent.
+    A bucket for each client network, from which it spends.
 
-    A bucket that is dropped, because there are too many, is as good as full: its network can only gain.
+    There is a bound on their number. A bucket that is dropped because of the bound counts as full.
     """
 
     def __init__(self, per_minute: int, most: int = MOST_NETWORKS) -> None:
-        """Make buckets of *per_minute* things, of *most* networks; 0 things are any number."""
+        """Begin with full buckets of *per_minute* things, for *most* networks; with 0, there is no limit."""
         self._per_minute, self._most = per_minute, most
         #: When each network's bucket will be full again, the one that was longest not spent from first.
         self._full_at: OrderedDict[bytes, float] = OrderedDict()
 
     def has(self, whose: bytes, now: float, most: int | None = None) -> bool:
-        """Return whether the bucket of *whose* network has one more, with at most *most* spent then."""
+        """Return whether the network *whose* may spend one more thing, and has spent at most *most* things then."""
         if not self._per_minute:
             return True
         one = _MINUTE / self._per_minute
@@ -37,7 +37,7 @@ class Buckets:
         return max(left, 0.0) + one <= (self._per_minute if most is None else most) * one + _SLACK
 
     def spend(self, whose: bytes, now: float) -> None:
-        """Take one from the bucket of *whose* network."""
+        """Take one thing from the bucket of the network *whose*."""
         if not self._per_minute:
             return
         self._full_at[whose] = max(self._full_at.get(whose, now), now) + _MINUTE / self._per_minute

@@ -114,7 +114,7 @@ class GitStore:
         """
         Call *function*, which blocks, in a thread; one call at a time, in their order.
 
-        A caller may stop to wait for it, but cannot stop it: the next one begins when the thread has ended.
+        A caller that cancels the result does not stop the call: the next call begins when the thread has ended.
         """
         done: Deferred[T] = Deferred()
         called: Deferred[T] = self._lock.run(lambda: deferToThread(function, *args, **kwargs))

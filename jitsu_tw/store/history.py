@@ -156,10 +156,10 @@ class History:
         """
         Return the commit of a repository without `main`, which a process has left that was killed in its first commit.
 
-        None if it has no commit; it may have other objects. If it has one, that is `main` from now on, if *repair*.
+        None if the repository has no commit; it may have other objects. With *repair*, the commit becomes `main`.
 
         Raises:
-            StoreError: it has more, or other branches: it is damaged.
+            StoreError: the repository has more commits, or other branches: it is damaged.
         """
         odb = self.repository.odb
         found = (oid for oid in self.repository if odb.read_header(oid)[0] == pygit2.enums.ObjectType.COMMIT)

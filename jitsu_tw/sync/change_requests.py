@@ -260,10 +260,14 @@ class ChangeRequests:
         vms = {vm.name: vm for vm in (*change.added, *change.changed)}
         changes: dict[str, str | None] = {}
         for uuid, one in request.changes.items():
-            changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
             was, known = self._fleet.store.config.origin(uuid), self._known(_old_name(one), uuid)
-            if known is not None and known.template is not None and one.files:
-                continue  # its template is where it comes from
+            is_made = known is not None and known.template is not None
+            if is_made and not one.files:
+                changes[f"{VMS}/{uuid}/{NAME}"] = _old_name(one)  # `Forgetting` removes the VM from the state, at last
+                continue
+            changes |= vm_changes(uuid, one.was, vm_files(vms[_name(one.files)]) if one.files else {})
+            if is_made:
+                continue  # the origin of the VM is its template, as before
             is_file = known is not None and not came(was) and bool(one.was)
             origin = f"request/{request.name} of {request.author}{OVER_FILE if is_file else ''}"
             changes[origin_path(uuid)] = origin if one.files else None
@@ -336,17 +340,19 @@ class ChangeRequests:
         return vm if its_uuid in {"", uuid} else None
 
     def _members(self, changed: Sequence[VM], others: Container[str]) -> list[VM]:
-        """Return the VMs of the templates among *changed*, as they become by that, but not those in *others*."""
+        """Return the VMs that follow the templates among *changed*, with their new settings; not those in *others*."""
         return [
             vm
             for template in changed
             if isinstance(template, Template)
             for name in self._fleet.members.of(template.name)
-            if name not in others and (vm := self._rebuilt(name, template)) is not None
+            if name not in others
+            and self._running.serves(name)
+            and (vm := self._rebuilt(name, template)) is not None
         ]
 
     def _rebuilt(self, name: str, template: Template) -> VM | None:
-        """Return the VM *name* as it is built by *template*; None if nothing of it changes by that."""
+        """Return the VM *name* as *template* builds it; None if that leaves all of its settings as they are."""
         uuid, vm = self._running.named(name)
         built = self._built.get(name)
         if built is None or built[0] is not vm or built[1] != template:
@@ -356,7 +362,7 @@ class ChangeRequests:
 
     async def prepare(self, changes: Mapping[str, Change]) -> None:
         """
-        Build, in slices of time, the VMs of the templates that *changes* are of, so that `parse` need not.
+        Build, in slices of time, the VMs of those templates that *changes* change, so that `parse` finds them built.
 
         Raises:
             ConfigError: a template, or a VM of it, cannot be built.
@@ -371,7 +377,7 @@ class ChangeRequests:
                     if isinstance(template, Template):
                         template = attrs.evolve(template, uuid=self._fleet.templates[name].uuid)
                         for member in self._fleet.members.of(name):
-                            if member in self._fleet.machines:
+                            if member in self._fleet.machines and self._running.serves(member):
                                 self._rebuilt(member, template)
                             yield
 
@@ -484,10 +490,10 @@ def _with_template(settings: Settings, template: Template) -> Settings:
 
 def check_own(change: Change) -> None:
     """
-    Refuse a *change* of what a VM of a template has not by itself.
+    Refuse a *change* of what a VM has from its template alone.
 
     Raises:
-        ConfigError: its names, or its template, would be others.
+        ConfigError: it changes the VM's DNS names, or the VM's template.
     """
     for path in {*change.files, *change.was} if change.was else ():
         if path.startswith("dns/") and (path in change.files) is not (path in change.was):

@@ -232,8 +232,8 @@ def but_made(change: ConfigChange, made: Collection[str]) -> ConfigChange:
     """
     Return *change* without the removal of VMs that templates have *made*, as all nodes of the cluster know.
 
-    When such a VM is forgotten, the nodes tell each other that without delay; what comes by git may be of an earlier VM
-    of the name.
+    The nodes tell each other by the coordinator when such a VM is forgotten. A removal that comes by git may be that of
+    an earlier VM of the same name.
     """
     return attrs.evolve(change, removed=tuple(name for name in change.removed if name not in made))
 

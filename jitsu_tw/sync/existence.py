@@ -1,10 +1,11 @@
 """
-Which names of a template exist: its `exists` says so. Asking for one blocks nothing, has a deadline, and is bounded.
+Which names of a template exist, by its `exists`. Nothing here blocks; each question has a deadline, and their number is
+bounded.
 
-What a program or a URL has answered is kept for a while, of a bounded number of names. A program is called with the
-label, and exits with 0 if that exists and with 1 if not. A URL, with ``${label}`` in it or with ``?label=…`` added, is
-answered by a status of 2xx if the label exists, and by 404 or 410 if not. A file lists one label in each line; a line
-that is no label is left out, and named in the log.
+The answers of programs and URLs are kept for a while, for a bounded number of names. A program is called with the
+label, and exits with 0 if the label exists and with 1 if not. A URL, with ``${label}`` in it or with ``?label=…``
+added, is answered by a status of 2xx if the label exists, and by 404 or 410 if not. A file lists one label in each
+line; a line that is no label is left out, and named in the log.
 """
 
 from __future__ import annotations
@@ -56,20 +57,20 @@ MOST_WAITING_OF_ONE: Final = 50
 #: Seconds that a program or a URL has to answer.
 ANSWERS_WITHIN: Final = 5.0
 
-#: Seconds for which an answer is kept: that a name exists, and that it does not.
+#: Seconds for which the answer is kept that a name exists, and the answer that it does not.
 KEPT_IF_IT_EXISTS: Final = 30.0
 KEPT_IF_NOT: Final = 60.0
 
 #: The most names whose answers are kept.
 MOST_KEPT: Final = 10_000
 
-#: In octets: the largest list that is read: that of a million labels of 15 letters. These take 100 MB of memory.
+#: In octets: the largest list that is read. It has a million labels of 15 letters, which take 100 MB of memory.
 LARGEST_LIST: Final = 16 * 1024 * 1024
 
 #: Lines of a list that are no labels, of which the log has the places.
 MOST_NAMED: Final = 3
 
-#: In octets: the longest output of a program that is kept; and in characters, what an error repeats.
+#: In octets: how much of a program's output is kept; in characters: how much of that an error repeats.
 LONGEST_OUTPUT: Final = 4096
 LONGEST_REASON: Final = 200
 
@@ -79,7 +80,7 @@ NOT_THERE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 #: Seconds between two looks at whether a file has changed.
 LOOK_EVERY: Final = 1.0
 
-#: Seconds for which a list answers as it was while it is looked at again: of very many questions, none must wait.
+#: Seconds for which a list answers as it was read last, while it is read again, so that no question waits for that.
 OLD_FOR: Final = 1.0
 
 #: Seconds after which a file that no question was about is forgotten.
@@ -93,7 +94,7 @@ class Content:
 
     Attributes:
         version: changes when the file does.
-        labels: that it lists, as DNS has them; None for a program.
+        labels: what a list lists, as DNS has it; None for a program.
         bad: the places of lines that are no labels.
         number: how many such lines there are.
     """
@@ -136,7 +137,7 @@ def _listed(text: str, path: Path, version: tuple[int, ...]) -> Content:
     labels, bad, number = set[str](), list[str](), 0
     for at, line in enumerate(io.StringIO(text), 1):
         label = line.partition("#")[0].strip().lower()
-        if LABEL.fullmatch(label):  # what else may be one takes forty times as long to find out
+        if LABEL.fullmatch(label):  # to convert a label of another script takes forty times as long
             labels.add(label)
         elif label:
             in_dns = _wire(label)[1:-1].decode("latin-1")
@@ -161,9 +162,9 @@ class Listing:
     A file that says which labels exist; or a program, if it can be executed.
 
     Attributes:
-        content: what it was when it could be read last.
-        trouble: why it could not be read at the last look; None if it could be.
-        fresh_until: when it is to be looked at again, in seconds of the reactor.
+        content: what the file was when it was read last.
+        trouble: why the file could not be read at the last look; None if it could.
+        fresh_until: when the next look at the file is due, in seconds of the reactor.
     """
 
     log = Logger()
@@ -177,20 +178,20 @@ class Listing:
         self._is_read = False
 
     def look(self) -> Deferred[None]:
-        """Look at the file, once for all that wait for it; the Deferred fires afterwards."""
+        """Look at the file, once for all callers that wait; the Deferred fires afterwards."""
         waiter: Deferred[None] = Deferred(self._waiting.discard)
         self._waiting.add(waiter)
         self.refresh()
         return waiter
 
     def refresh(self) -> None:
-        """Begin to look at the file in a thread, unless that is being done."""
+        """Begin to look at the file in a thread, unless a thread is looking already."""
         if not self._is_read:
             self._is_read = True
             deferToThread(read, self._path, self.content).addBoth(self._looked)
 
     def _looked(self, result: Content | Failure) -> None:
-        """Note what the file is, and tell those that wait."""
+        """Note what the file is, and tell the callers that wait."""
         self._is_read, self.fresh_until, self.trouble = False, self._reactor.seconds() + LOOK_EVERY, None
         if not isinstance(result, Content):
             self.trouble = ExistenceUnknown(result.getErrorMessage())
@@ -266,7 +267,7 @@ class Existing:
         return await waiter
 
     def _give_up(self, asked: _Asked, waiter: Deferred[bool]) -> None:
-        """Remove *waiter*; what nobody waits for any more is not asked."""
+        """Remove *waiter*; a label for which no question waits any more is not asked for."""
         asked.waiters.discard(waiter)
         if not (asked.waiters or asked.begun):
             del self._asked[asked.key]
@@ -275,7 +276,7 @@ class Existing:
     # What is known at once.
 
     def _known(self, template: Template, label: str) -> bool | None:
-        """Return whether *label* exists, if that is known; else None."""
+        """Return whether *label* exists, or None if the program or the URL is to be asked."""
         answers = [self._at_once(said, label) for said in template.exists]
         if any(answers):
             return True
@@ -386,7 +387,7 @@ class Existing:
         return True
 
     def _answered(self, result: bool | Failure, asked: _Asked) -> None:  # noqa: FBT001
-        """Keep an answer, and give it to all that wait for it."""
+        """Keep an answer, and give it to all questions that wait for it."""
         key = asked.key
         del self._asked[key]
         if isinstance(result, bool):
@@ -394,7 +395,7 @@ class Existing:
             self._kept.move_to_end(key)
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
-        # The next one may be answered at once, too: in calls within this call, many of them would be too deep.
+        # The next label may be answered at once, too. Within this call, many labels would nest too deep.
         self._reactor.callLater(0, self._slots.leave, asked, asked.client)
         for waiter in tuple(asked.waiters):
             waiter.callback(result)
@@ -410,8 +411,8 @@ class _Asked:
     A label that is asked for.
 
     Attributes:
-        template: that may have it.
-        label: in lower case.
+        template: the template that the label may exist in.
+        label: the label, in lower case.
         client: the network of the first client that has asked.
         waiters: a Deferred for each question.
         begun: it is being asked for.
@@ -425,5 +426,5 @@ class _Asked:
 
     @property
     def key(self) -> _Key:
-        """What it is known by."""
+        """The key of the answer (`_Key`)."""
         return self.template.name, self.template.exists, self.label

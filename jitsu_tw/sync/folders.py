@@ -57,7 +57,7 @@ def vm_of(uuid: str, files: Mapping[str, str], was: Mapping[str, str], settings:
 
 
 def rebuilt(uuid: str, vm: VM, settings: Settings) -> VM | None:
-    """Return *vm* as it is built below *settings*, which have changed; None if nothing of it changes by that."""
+    """Return *vm* as it is built below new *settings*; None if they leave all settings of the VM as they are."""
     files = vm_files(vm)
     new, _ = vm_of(uuid, files, files, settings)
     new = attrs.evolve(new, place=vm.place, dns_place=vm.dns_place)

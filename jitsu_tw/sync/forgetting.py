@@ -1,8 +1,8 @@
 """
-How VMs of templates are forgotten: at an operator's word, when nobody has used them for long, or when a making fails.
+How VMs of templates are forgotten: by an operator, when nobody has used them for long, or when they cannot be made.
 
-The names go out of the zones, the VM is stopped and removed from its hypervisor, and then it is removed from the state.
-What cannot be done now is tried again; if the process ends before that, the next one has a VM like all others.
+The names are removed from the zones, the VM is stopped and removed from its hypervisor, and then from the state. A step
+that fails is tried again; if the process ends before the last step, the next process has a VM like all others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import BackendError, ClusterUnavailable, ConfigError, JitsuError, StoreError
+from jitsu_tw.ijitsu import IForgets
 from jitsu_tw.neighbours import mac_of
 from jitsu_tw.rules.lifecycle import DOWN
 from jitsu_tw.slices import in_slices
@@ -34,14 +36,14 @@ if TYPE_CHECKING:
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
 
-#: Seconds between two looks for VMs that are to be forgotten, and between two tries of what could not be done.
+#: Seconds between two looks for VMs that are to be forgotten, and between two tries of a step that has failed.
 FORGETS_EVERY: Final = 60.0
 
-#: In a cluster, the use of a VM is told to the other nodes at most once in this share of `forget_after`; the VM is kept
-#: for as much longer.
+#: In a cluster, a node tells the others of the use of a VM at most once in this share of `forget_after`, and the VM is
+#: kept for this share longer.
 TOLD_SHARE: Final = 1 / 8
 
-#: The most neighbours that are remembered of VMs which are forgotten.
+#: The most forgotten VMs whose entries in the kernel's table of neighbours are remembered.
 MOST_MACS: Final = 1000
 
 #: Why a VM is forgotten.
@@ -55,10 +57,10 @@ class _Retired:
     A VM that is being forgotten.
 
     Attributes:
-        vm: as it was.
-        reason: why.
-        counts: it was made, so it counts as forgotten.
-        releases: its addresses are free when it is gone here, unlike those of a VM that another node removes.
+        vm: its settings before.
+        reason: why it is forgotten.
+        counts: whether it counts as forgotten: not if it could not be made.
+        releases: whether this node frees its addresses, and no other node does.
     """
 
     vm: VM
@@ -67,6 +69,7 @@ class _Retired:
     releases: bool
 
 
+@implementer(IForgets)
 class Forgetting:
     """
     Forgets VMs of templates.
@@ -74,8 +77,8 @@ class Forgetting:
     It owns, and nobody else writes: which VMs are being forgotten.
 
     Attributes:
-        forgotten: how many VMs of each template are forgotten since this process began.
-        macs: the neighbours that the kernel had at the addresses of VMs that were forgotten, the latest last.
+        forgotten: how many VMs of each template were forgotten since this process began.
+        macs: the MACs that the kernel had at the addresses of forgotten VMs, by the address, the latest last.
     """
 
     log = Logger()
@@ -89,22 +92,22 @@ class Forgetting:
         self._looking = LoopingCall(self._look)
         self._looking.clock = clocks.reactor
         self._began = self._started = 0.0
+        running.follow(self)
 
     def start(self) -> None:
-        """Begin to look for VMs that nobody uses any more; in a dry run none is forgotten."""
+        """Begin to look for VMs that nobody has used for long; in a dry run, forget none."""
         self._began, self._started = self._clocks.wall(), self._clocks.now()
         if not self._running.settings.dry_run:
             self._looking.start(FORGETS_EVERY, now=False)
 
     def stop(self) -> None:
-        """End that."""
+        """End the looking."""
         if self._looking.running:
             self._looking.stop()
 
     def has(self, name: str) -> bool:
-        """Return whether the VM *name* is being forgotten, or leaves for another reason."""
-        machine = self._fleet.machines.get(name)
-        return name in self._retired or name in self._running.leaving or (machine is not None and machine.vm.removed)
+        """Return whether the VM *name* is being forgotten, or being removed by a change of the configuration."""
+        return name in self._retired or self._running.leaves(name)
 
     @deferred
     async def forget(self, name: str, reason: str = BY_HAND, before: float = inf) -> None:
@@ -115,8 +118,8 @@ class Forgetting:
 
         Raises:
             ConfigError: there is no such VM, it was not made by a template, or is being forgotten already.
-            BackendError: it cannot be stopped or removed now; that is tried again, and it has no names any more.
-            ClusterUnavailable: the nodes cannot agree on that.
+            BackendError: the VM cannot be stopped or removed now, and has no names any more; the rest is tried again.
+            ClusterUnavailable: the nodes cannot agree that the VM is removed.
         """
         machine = self._fleet.machines.get(name)
         if machine is None:
@@ -137,20 +140,22 @@ class Forgetting:
         self, machine: Machine, reason: str, *, counts: bool = True, before: float = inf, elsewhere: bool = False
     ) -> bool:
         """
-        Take the names of *machine* away, stop it, and remove it; what must wait is done by `_look`.
+        Remove the names of *machine*, stop the VM, and remove it; `_look` does later what cannot be done now.
 
         Args:
-            machine: a template has made it.
-            reason: why.
-            counts: it was made, so it counts as forgotten.
-            before: as `forget` has it.
-            elsewhere: another node forgets it, and removes what the hypervisor has of it.
+            machine: a VM that a template has made.
+            reason: why it is forgotten.
+            counts: whether it counts as forgotten: not if it could not be made.
+            before: see `forget`.
+            elsewhere: whether another node forgets the VM, and removes what the hypervisor has of it.
 
         Returns:
-            whether it is forgotten: not if it was used, or another node forgets it, which tells this one to.
+            whether this node forgets the VM: not if the VM was used, or if another node is forgetting it, which will
+            tell this node.
 
         Raises:
-            ClusterUnavailable: the nodes cannot agree, or cannot any more; what was begun is ended when they can.
+            ClusterUnavailable: the nodes cannot agree, or not any more; in the latter case a node ends later what was
+                begun.
         """
         name, reservations = machine.vm.name, self._fleet.cluster.reservations
         self._retired[name] = _Retired(machine.vm, reason, counts, not elsewhere)
@@ -190,7 +195,7 @@ class Forgetting:
             await machine.backend.remove(machine.vm)
 
     async def _write_off(self) -> None:
-        """Remove from the state those that were retired and are gone, and free their addresses; the lock is held."""
+        """Remove from the state the retired VMs that are gone, and free their addresses; the lock is held."""
         for name, one in tuple(self._retired.items()):
             if name in self._fleet.machines:
                 continue
@@ -212,7 +217,7 @@ class Forgetting:
             del self._retired[name]
 
     def _note_macs(self, vm: VM) -> None:
-        """Note what the kernel has as neighbours at the addresses of *vm*, which is gone, so that they are free."""
+        """Note the MACs that the kernel still has at the addresses of *vm*: no other machine has these addresses."""
         for address in vm.ip:
             with suppress(OSError):
                 if (mac := mac_of(str(address))) is not None:
@@ -225,7 +230,7 @@ class Forgetting:
 
     @deferred
     async def _look(self) -> None:
-        """Try again what could not be done, and forget the VMs that nobody has used for as long as is allowed."""
+        """Try again the steps that have failed, and forget the VMs that nobody has used for `forget_after`."""
         try:
             for name in self._retired.keys() & self._fleet.machines.keys():
                 if self._fleet.machines[name].vm.removed:
@@ -252,7 +257,7 @@ class Forgetting:
         template = self._fleet.templates.get(machine.vm.template or "") if machine is not None else None
         if machine is None or template is None or not template.forget_after:
             return False
-        since, used = self._now - template.forget_after, self.last_use(machine)  # other nodes are told of that
+        since, used = self._now - template.forget_after, self.last_use(machine)  # this tells the other nodes of the use
         return machine.state in DOWN and not self.has(name) and used < since
 
     async def _forget_unused(self, name: str) -> None:
@@ -267,17 +272,19 @@ class Forgetting:
     @property
     def _now(self) -> float:
         """
-        The seconds since 1970, by the wall clock as it was when this process began.
+        The seconds since 1970, by the wall clock now, or as it was when this process began: by the earlier one.
 
-        A clock that is set forward by a month meanwhile must not take all disks with it.
+        No disk is lost because the clock is set forward by a month; nor because the clock was wrong by a month when
+        this process began, and is set back: the times of all later uses are by the right clock.
         """
-        return self._began + self._clocks.now() - self._started
+        return min(self._clocks.wall(), self._began + self._clocks.now() - self._started)
 
     def last_use(self, machine: Machine) -> float:
         """
         Return when *machine* was last used, in seconds since 1970; if that is not known, when this process began.
 
-        In a cluster, that is through any node, a little later perhaps, and the others are told of the use here.
+        In a cluster, uses through all nodes count, and the other nodes are told of a use through this one. The result
+        may then be later than the last use by `TOLD_SHARE` of `forget_after`.
         """
         name, used = machine.vm.name, self._fleet.stats.current(machine).last_use_ts
         template = self._fleet.templates.get(machine.vm.template or "")

@@ -2,7 +2,8 @@
 Which records the zones have of a VM: its names, and the reverse names of one that a template has made.
 
 Where a served zone covers the reverse name of such a VM's address and has no records of its own there, the VM's first
-name is its PTR record while the VM exists (RFC 1035, 3.5; RFC 3596, 2.5). Of other VMs the operator writes it.
+name is its PTR record while the VM exists (RFC 1035, 3.5; RFC 3596, 2.5). The PTR records of other VMs are those of the
+zone's file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def put(zones: Zones, vm: VM) -> None:
     Answer for *vm* from *zones*.
 
     Raises:
-        ZoneError: they cannot have one of its names; they have none of them then.
+        ZoneError: *zones* cannot have one of its names; then they have none of its names.
     """
     done: list[bytes] = []
     try:
@@ -48,7 +49,7 @@ def put(zones: Zones, vm: VM) -> None:
 
 
 def take(zones: Zones, vm: VM) -> None:
-    """Answer for *vm* from *zones* no more, as far as they have its names."""
+    """Remove the names of *vm* from *zones*; a name that *zones* have not, or that is another VM's, stays as it is."""
     for name in vm.dns:
         zone = zones.find(name)
         node = zone.get(name) if zone is not None else None

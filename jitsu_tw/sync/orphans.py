@@ -1,7 +1,7 @@
 """
 VMs in the state whose template is not in the configuration: they are not served, and keep their addresses.
 
-When the template is there again, so are they.
+They are served again when the configuration has the template again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Orphans:
-    """The VMs whose template is missing. It owns, and nobody else writes: which there are."""
+    """The VMs whose template is missing. It owns, and nobody else writes: which VMs these are."""
 
     def __init__(self, members: Members) -> None:
         """Begin with none; *members* are to know that their addresses are taken."""

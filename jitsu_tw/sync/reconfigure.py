@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from jitsu_tw.config.vms import UniquenessCheck
 from jitsu_tw.coroutines import deferred, spawn
+from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ClusterUnavailable, ConfigError, ZoneError
 from jitsu_tw.settings import Template
 from jitsu_tw.slices import in_slices
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.ijitsu import IForgets
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
@@ -114,7 +116,12 @@ class LiveConfig:
         self.lock = DeferredLock()
         self.leaving: set[str] = set()
         self.orphans = Orphans(fleet.members)
+        self._forgets: list[IForgets] = []
         self._touched: set[bytes] = set()
+
+    def follow(self, forgets: IForgets) -> None:
+        """Use *forgets* to forget the VMs of templates that a change removes."""
+        self._forgets.append(forgets)
 
     @property
     def settings(self) -> Settings:
@@ -123,10 +130,18 @@ class LiveConfig:
 
     @property
     def vms(self) -> tuple[VM, ...]:
-        """All templates and VMs of the configuration as they are now, but those that are leaving."""
+        """All templates and VMs of the configuration as they are now, but those that are not served."""
         machines = self._fleet.machines.items()
-        vms = (one.vm for name, one in machines if name not in self.leaving and not one.vm.removed)
-        return (*self._fleet.templates.values(), *vms)
+        return (*self._fleet.templates.values(), *(one.vm for name, one in machines if self.serves(name)))
+
+    def serves(self, name: str) -> bool:
+        """Return whether the VM *name* has its names: it does not leave, and its address is not another VM's."""
+        return not self.leaves(name) and bool(self._fleet.machines[name].vm.dns)
+
+    def leaves(self, name: str) -> bool:
+        """Return whether the VM *name* is in the fleet only until it is stopped and removed: it has no names."""
+        machine = self._fleet.machines.get(name)
+        return name in self.leaving or (machine is not None and machine.vm.removed)
 
     def named(self, name: str) -> tuple[str, VM]:
         """Return the uuid, which is empty if it is not known yet, and the settings of the VM or the template *name*."""
@@ -146,6 +161,19 @@ class LiveConfig:
         old, new = self._names(change)
         self._exchange(old, new)
         self._exchange(new, old)
+
+    def check_made(self, vm: VM) -> None:
+        """
+        Check that *vm*, which a template is about to make, can have its names, and takes none from the zones' entries.
+
+        Raises:
+            ConfigError: it cannot, or would; below another wildcard of its template, perhaps.
+        """
+        self.check(ConfigChange((vm,)))
+        for name in vm.dns:
+            zone = self._zones.find(name)
+            if zone is not None and zone.get(name) is not None:
+                raise ConfigError(f"the zone has an entry {to_text(name)}, so no VM is made for it", key=vm.name)
 
     @deferred
     async def apply(self, change: ConfigChange) -> None:
@@ -185,7 +213,7 @@ class LiveConfig:
             self._fleet.inventory.find(machine)
 
     async def _adopt(self, added: Iterable[VM]) -> None:
-        """Serve the VMs in the state that templates among those *added* had made, before they were missing."""
+        """Serve the VMs in the state that templates among those *added* had made earlier; the lock is held."""
         templates = [vm for vm in added if isinstance(vm, Template)]
         if not templates:
             return
@@ -234,25 +262,19 @@ class LiveConfig:
         self.leaving.add(name)
         machine = self._fleet.machines[name]
         leaves = self._fleet.dismiss if machine.vm.template is None else self._forget
-        left = spawn(self.log, leaves(machine, "it is no more"), name)
+        left = spawn(self.log, leaves(machine, "as the configuration was changed"), name)
         return left.addCallback(lambda _: self.leaving.discard(name))
 
-    @deferred
     async def _forget(self, machine: Machine, reason: str) -> None:
-        """Remove *machine*, which a template has made, and have the other nodes of a cluster drop it."""
-        name, ips, reservations = machine.vm.name, machine.vm.ip, self._fleet.cluster.reservations
-        is_ours = False
+        """Forget *machine*, which a template has made; if the nodes cannot agree on its end, serve it again."""
+        name = machine.vm.name
         try:
-            is_ours = await reservations.retire(name, ips)
-            if is_ours:
-                await reservations.left(name)
+            for one in self._forgets:
+                await one.retire(machine, reason)
         except ClusterUnavailable as error:
-            self.log.error("{name}: is gone here, but the other nodes have it, so it will come again: {error}",
-                           name=name, error=str(error))
-            is_ours = False
-        await self._fleet.dismiss(machine, reason, keep=not is_ours)
-        if is_ours:
-            reservations.release(name, ips)
+            self.log.error("{name}: is not removed: {error}", name=name, error=str(error))
+            if self._fleet.machines.get(name) is machine and not machine.vm.removed:
+                self.put_names(machine)
 
     # A reload.
 
@@ -304,7 +326,7 @@ class LiveConfig:
                 yield
 
         await in_slices(reactor, finding())
-        await self._adopt(outcome.change.added)
+        await self.lock.run(self._adopt, outcome.change.added)
         await DeferredList(left, consumeErrors=True)
         await self._fleet.store.save_configuration()
         if all(machine.uuid for machine in self._fleet.machines.values()):
@@ -325,7 +347,7 @@ class LiveConfig:
         self._changed(())
 
     def take_names(self, machine: Machine) -> None:
-        """Answer for the names of *machine*, which a template has made, no more, as far as it has them; it leaves."""
+        """Remove the names of *machine*, which a template has made and which is to be removed, from the zones."""
         self.leaving.add(machine.vm.name)
         names.take(self._zones, machine.vm)
         for zone in {*names.zones_of(self._zones, machine.vm)}:

@@ -50,10 +50,10 @@ def check_members(
     removed: Iterable[str], changed: Iterable[VM], templates: Mapping[str, VM], members: Members
 ) -> None:
     """
-    Refuse to take from the VMs of a template what is on their disks.
+    Refuse a change of templates by which their VMs would lose their disks.
 
     Raises:
-        ConfigError: one that has VMs is among *removed*, or has its disks elsewhere than *templates*, as they were.
+        ConfigError: a template that has VMs is among *removed*, or has other `layers` than before, in *templates*.
     """
     for vm in changed:
         was, has = templates.get(vm.name), members.count(vm.name)

@@ -4,8 +4,8 @@ How the VMs of templates are made when their names are first asked for.
 A VM is made in one activation: its name exists (`existence`), the client may start VMs, an address is chosen, the VM is
 written into the state, made at its hypervisor, named in the zones, and started. If one of these steps fails, those
 before it are undone (`forgetting`); if the process ends between two of them, the state has a VM like all others, which
-is off. From then on it is one: what it needs, keeps and answers is no business of this module. The making goes on when
-the clients that have asked wait no longer.
+is off. This module has nothing to do with a VM that has been started. The making goes on when the clients that have
+asked wait no longer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from jitsu_tw.shares import Places
 from jitsu_tw.store.layout import VMS, in_folder, in_words, made_by, origin_path, vm_files
 from jitsu_tw.sync.existence import Existing
 from jitsu_tw.sync.forgetting import Forgetting
-from jitsu_tw.sync.reconfigure import ConfigChange
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.wire import Source
     from jitsu_tw.ijitsu import IStore
-    from jitsu_tw.networks import Address
+    from jitsu_tw.networks import Address, AddressRange
     from jitsu_tw.settings import VM, Template
     from jitsu_tw.sync.reconfigure import LiveConfig
     from jitsu_tw.vm.fleet import Fleet
@@ -73,10 +72,10 @@ MOST_MAKING: Final = 64
 MOST_WAITING: Final = 1000
 MOST_WAITING_OF_ONE: Final = 100
 
-#: Errors of a hypervisor, or of other nodes, that cannot be asked.
+#: Errors that tell that a hypervisor, or the other nodes, cannot be asked.
 _LOST: Final = (BackendLost, ClusterUnavailable)
 
-#: By what is counted that a VM is not made: by the verdict on the client, and by the class of the error.
+#: The names of limits (`ijitsu.TemplateCounts.refused`), by the class of the error with which a client is refused.
 _VERDICTS: Final = {Prohibited: "client", Unproven: "unproven", NoCapacity: "full"}
 
 
@@ -85,13 +84,13 @@ class _Taken:
 
     def __init__(self, mac: str, forgotten: Mapping[Address, str], *known: Container[Address]) -> None:
         """
-        Take those that are *known*.
+        Begin with the addresses that are *known* to be taken.
 
-        A neighbour may be the VM itself, from before, or one that is forgotten: the kernel remembers it for minutes.
+        The kernel remembers a neighbour for minutes: it may be a VM that was forgotten, and even the new VM itself.
 
         Args:
             mac: the new VM's.
-            forgotten: the MACs of VMs that are forgotten, by their addresses.
+            forgotten: the MACs that the kernel had at the addresses of forgotten VMs, by the address.
             known: addresses that are taken.
         """
         self._mac, self._forgotten = mac, forgotten
@@ -120,7 +119,7 @@ class _Making:
         self._result: Failure | bool | None = None
 
     def wait(self) -> Deferred[bool]:
-        """Return a Deferred that fires when it is made; it fails if it is not."""
+        """Return a Deferred that fires when the VM is made, or fails when it cannot be made."""
         waiter: Deferred[bool] = Deferred(self._waiters.discard)
         if self._result is None:
             self._waiters.add(waiter)
@@ -129,7 +128,7 @@ class _Making:
         return waiter
 
     def end(self, failure: Failure | None) -> None:
-        """Tell those that wait, and will wait, that it is made, or why not."""
+        """Tell the questions that wait, and those to come, that the VM is made, or by *failure* why it is not."""
         self._result = failure or True
         for waiter in tuple(self._waiters):
             waiter.callback(self._result)
@@ -142,10 +141,10 @@ class _Unwritten:
 
     Attributes:
         template: the name of its template.
-        label: of its names.
-        name: its own.
-        addresses: its own.
-        enlisted: fires with its machine.
+        label: the first label of the VM's DNS names.
+        name: of the VM.
+        addresses: of the VM.
+        enlisted: fires with the VM's machine when the VM is in the state.
     """
 
     template: str
@@ -158,15 +157,18 @@ class _Unwritten:
 @attrs.define
 class _Tally:
     """
-    What a template has done; `ijitsu.TemplateCounts` says what each is.
+    What a template has done since this process began: the counts of `ijitsu.TemplateCounts`, and its limits.
 
     Attributes:
-        budget: what the client networks have spent.
-        per_minute: how much that is at most.
+        budget: how many new VMs the client networks have had.
+        per_minute: how many of them a client network may have in a minute, when `budget` was made.
+        outside: how many of its VMs have addresses outside its pool, which was another one when they were made; with
+            the pool and the number of VMs that were counted.
     """
 
     per_minute: int
     budget: Buckets
+    outside: tuple[tuple[AddressRange, ...], int, int] = ((), 0, 0)
     made: int = 0
     failed: int = 0
     refused: Counter[str] = attrs.field(factory=Counter)
@@ -190,8 +192,8 @@ class Templates:
         Make nothing yet.
 
         Args:
-            running: the configuration, which gets the VMs.
-            fleet: has them then.
+            running: the configuration, to which new VMs are added.
+            fleet: has all VMs.
             store: the state.
             clocks: tell the time.
             existing: finds out which names exist.
@@ -218,7 +220,7 @@ class Templates:
                 self.log.error("{name}: it cannot make VMs now: {error}", name=name, error=str(error))
 
     def stop(self) -> None:
-        """End that, and the asking for names."""
+        """Forget no VM any more, and end the programs that find out which names exist."""
         self._forgetting.stop()
         self._existing.stop()
 
@@ -251,7 +253,7 @@ class Templates:
 
     @deferred
     async def make(self, template: str, label: str, source: Source) -> bool:
-        """Make the VM of *label*, and begin to start it, if it exists (`ITemplates.make`)."""
+        """Make the VM of *label*, if that exists, and begin to start the VM (`ITemplates.make`)."""
         if not await self.exists(template, label, source):
             return False
         name = f"{label}.{template}"
@@ -260,6 +262,8 @@ class Templates:
             if self._forgetting.has(name):
                 raise BootFailed(f"{name}: it is being forgotten; ask again when that is done")
             if name in self._fleet.machines:
+                if self._fleet.machines[name].vm.template is None:
+                    raise BootFailed(f"{name}: a VM of the configuration is called so, so the template can make none")
                 return True
         if not self._places.take(source):
             raise Prohibited("this network waits for too many VMs that are being made")
@@ -270,7 +274,7 @@ class Templates:
 
     def _begin(self, name: str, template: str, label: str, source: Source) -> _Making:
         """
-        Begin to make the VM *name*, if *source* may have that.
+        Begin to make the VM *name*, if the client *source* may have VMs made.
 
         Raises:
             JitsuError: as `_check`.
@@ -287,12 +291,12 @@ class Templates:
 
     def _check(self, template: Template, name: str, source: Source) -> None:
         """
-        Spend what *source* may make, or raise why the VM *name* is not made now.
+        Spend one new VM of the client *source*, or raise why the VM *name* is not made now.
 
         Raises:
-            Prohibited, Unproven, NoCapacity: the client may not, or no client may.
-            BootFailed: it, or another one of its template, has just failed.
-            BackendLost, ClusterUnavailable: it cannot be made now.
+            Prohibited, Unproven, NoCapacity: this client, or any client, may have no VM made now.
+            BootFailed: the VM, or another VM of its template, has just failed, or another VM has its uuid.
+            BackendLost, ClusterUnavailable: the hypervisor, or the other nodes, cannot be asked.
         """
         now, tally = self._reactor.seconds(), self._tally(template)
         reason, error = self._why_not(template, name, network(source.address), tally, now)
@@ -315,24 +319,47 @@ class Templates:
             until, reason = self._failed.get(failed, (0.0, ""))
             if now < until:
                 return "failing", BootFailed(f"{name}: {reason}; tried again in {until - now:.0f} s")
+        if whose := self._whose(uuid_of(name.partition(".")[0], template), name):
+            return "failing", BootFailed(f"{name}: its uuid is that of {whose}, which must be forgotten first")
         if (lost := fleet.inventory.why_unusable(fleet.inventory.backend_for(template))) is not None:
             return "lost", BackendLost(f"{name}: {lost}")
         if refusal := fleet.cluster.ownership.refusal:
             return "lost", ClusterUnavailable(f"{name}: {refusal}")
         making = (one.template == template.name and who not in fleet.machines for who, one in self._making.items())
-        number = fleet.members.count(template.name) + sum(making)
+        number, addresses = fleet.members.count(template.name) + sum(making), size(template.pool)
         if number >= template.max:
             return "max", NoCapacity(f"{template.name} has as many VMs as it may, {template.max}")
-        if number >= size(template.pool):
-            return "pool", NoCapacity(f"all {size(template.pool)} addresses of {template.name} are taken")
+        if number >= addresses and number - self._outside(template, tally) >= addresses:
+            return "pool", NoCapacity(f"all {addresses} addresses of {template.name} are taken")
         if not tally.budget.has(client, now):
             return "client", Prohibited(f"this network has made as many VMs of {template.name} as it may for now")
         if len(self._making) >= MOST_MAKING:
             return "busy", NoCapacity(f"{MOST_MAKING} VMs are being made; ask again")
         return "", None
 
+    def _whose(self, uuid: str, name: str) -> str:
+        """
+        Return which VM has the *uuid* of a VM *name* that is to be made, with its disk; "" if none has.
+
+        It may have been made by another template, which had the wildcard then, or be left out since the last start.
+        """
+        machine = self._fleet.inventory.machine(uuid)
+        if machine is not None:
+            return f"VM {machine.vm.name}"
+        is_left_out = self._fleet.store.config.has(uuid) and not self._fleet.cluster.reservations.is_made(name)
+        return "a VM in the state that is left out, as the log says" if is_left_out else ""
+
+    def _outside(self, template: Template, tally: _Tally) -> int:
+        """Return how many VMs of *template* have an address outside its pool; they are counted if that has changed."""
+        number = self._fleet.members.count(template.name)
+        if tally.outside[:2] != (template.pool, number):
+            vms = (self._fleet.machines[name].vm for name in self._fleet.members.of(template.name))
+            outside = [vm for vm in vms if not all(any(ip in one for one in template.pool) for ip in vm.ip)]
+            tally.outside = template.pool, number, len(outside)
+        return tally.outside[2]
+
     def _tally(self, template: Template) -> _Tally:
-        """Return what *template* has done; it may allow its clients more or less by now."""
+        """Return the tally of *template*, with an empty budget if `new_per_minute` of the template has changed."""
         tally = self._tallies.get(template.name)
         if tally is None:
             tally = self._tallies[template.name] = _Tally(template.new_per_minute, Buckets(template.new_per_minute))
@@ -341,7 +368,7 @@ class Templates:
         return tally
 
     async def _run(self, making: _Making, template: Template, label: str, name: str, source: Source) -> None:
-        """Make the VM *name*, and tell those who wait for it; what they do meanwhile is no matter."""
+        """Make the VM *name*, also if no question waits for it any more, and tell the questions that wait."""
         failure: Failure | None = None
         is_new = False
         try:
@@ -371,7 +398,7 @@ class Templates:
 
     @staticmethod
     def _count(tally: _Tally, error: Exception) -> None:
-        """Count a VM that was not made because of *error*, by the limit if it was one."""
+        """Count a VM that was not made: by the limit if *error* is one, else as one that has failed."""
         reason = "pool" if isinstance(error, NoCapacity) else "lost" if isinstance(error, _LOST) else ""
         if reason:
             tally.refused[reason] += 1
@@ -402,7 +429,7 @@ class Templates:
                     await self._forgetting.retire(machine, f"because it could not be made: {error}", counts=False)
             except ClusterUnavailable:
                 lost = True
-            if lost:  # perhaps it was made, and other nodes have it: it stays, as a VM like all others
+            if lost:  # the hypervisor, or another node, may have the VM by now: it stays, as a VM like all others
                 self._running.put_names(machine)
             raise
         self._tally(template).made += 1
@@ -412,9 +439,9 @@ class Templates:
         return True
 
     async def _give_up(self, name: str, addresses: tuple[Address, ...]) -> None:
-        """Free the *addresses* of the VM *name*, which is not made; other nodes may have added it already."""
+        """Free the *addresses* of the VM *name*, which is not made, at the other nodes, too."""
         reservations = self._fleet.cluster.reservations
-        with suppress(ClusterUnavailable):  # then they have it, and so has this node when it is connected again
+        with suppress(ClusterUnavailable):  # then the others keep the VM, and this node adopts it when it is connected
             if await reservations.retire(name, addresses):
                 reservations.release(name, addresses)
 
@@ -423,7 +450,7 @@ class Templates:
         Make *machine* at its hypervisor.
 
         Raises:
-            BackendError: it refuses that, or cannot be asked.
+            BackendError: the hypervisor refuses the VM, or cannot be asked.
         """
         await self._fleet.inventory.find(machine)
         if machine.is_lost or not machine.uuid:
@@ -435,12 +462,12 @@ class Templates:
         Choose addresses for the VM *name*, on which all nodes agree.
 
         Returns:
-            its addresses, and whether they were chosen now; if not, another node has just made it.
+            the VM's addresses, and whether they were chosen now; if not, another node has just made the VM.
 
         Raises:
-            NoCapacity: the pool has none left.
+            NoCapacity: the pool has no address left.
             ClusterUnavailable: the nodes cannot agree.
-            BootFailed: another node is removing it.
+            BootFailed: another node is removing a VM of that name.
         """
         refused: set[Address] = set()
         mac = mac_made_of(uuid_of(name.partition(".")[0], template))
@@ -470,7 +497,7 @@ class Templates:
     # Of other nodes.
 
     def is_busy(self, name: str) -> bool:
-        """Return whether the VM *name* is being made, or leaves."""
+        """Return whether the VM *name* is being made, or being forgotten."""
         return name in self._making or self._forgetting.has(name)
 
     async def adopt(self, template: Template, label: str, name: str, addresses: tuple[Address, ...]) -> None:
@@ -478,7 +505,7 @@ class Templates:
         Add the VM *name*, which another node has made with these *addresses*, and answer for it.
 
         Raises:
-            ConfigError: this node cannot have it beside its other VMs; nothing has changed.
+            ConfigError: this node cannot have the VM beside its other VMs; nothing has changed.
             BackendError: the state cannot be written; nothing has changed.
         """
         making = self._making[name] = _Making(template.name)
@@ -506,7 +533,7 @@ class Templates:
         """
         Write the VM *name* into the state, and add it to the fleet, without its names.
 
-        VMs that wait for that at one moment are written by one commit.
+        All VMs that wait to be written are written by one commit.
 
         Raises:
             ConfigError: (through the Deferred) there can be no such VM, by what the configuration has become meanwhile.
@@ -519,7 +546,7 @@ class Templates:
         return one.enlisted
 
     async def _write(self) -> None:
-        """Write the VMs that wait for that into the state; the lock is held."""
+        """Write the VMs that wait to be written into the state; the lock is held."""
         waiting, self._unwritten = self._unwritten, []
         changes: dict[str, str | None] = {}
         written: list[tuple[VM, _Unwritten]] = []
@@ -559,7 +586,7 @@ class Templates:
         vm = self.built(self._fleet.templates[one.template], one.label, one.addresses)
         if taken := [address for address in one.addresses if address in self._fleet.members.addresses]:
             raise ConfigError(f"{taken[0]} has just been given to another VM; ask again", key=one.name)
-        self._running.check(ConfigChange((vm,)))
+        self._running.check_made(vm)
         return vm
 
     def built(self, template: Template, label: str, addresses: tuple[Address, ...]) -> VM:
@@ -592,7 +619,7 @@ class Templates:
         return Deferred.fromCoroutine(self._forgetting.retire(machine, reason, counts=False))
 
     def _note_failure(self, name: str, reason: str) -> None:
-        """Note that the VM, or the template, of that *name* rests, because of *reason*."""
+        """Note why the VM *name*, or any VM of the template *name*, is not made for the next `RESTS` seconds."""
         self._failed[name] = self._reactor.seconds() + RESTS, reason
         self._failed.move_to_end(name)
         if len(self._failed) > MOST_FAILED:
@@ -608,7 +635,7 @@ class Templates:
         return TemplateCounts(tally.made, tally.failed, forgotten, dict(tally.refused), dict(tally.asked))
 
     def problems(self) -> dict[str, list[str]]:
-        """Return what is wrong with templates, by the template's name: with those that are missing, too."""
+        """Return what is wrong with templates, also with missing ones that have VMs, by the template's name."""
         found = {name: [sentence] for name, sentence in self._running.orphans.problems().items()}
         for name, template in self._fleet.templates.items():
             troubles = [self._existing.troubles.get(one.text) for one in template.exists]

@@ -254,7 +254,7 @@ class Fleet(Parts):
             part.forget(machine)
 
     def _keep_removed(self, machine: Machine, *problem: str) -> None:
-        """Keep *machine*, which cannot go yet because of a *problem*, without its names."""
+        """Keep *machine*, without its names, until it can be removed; *problem* tells an operator why."""
         vm = attrs.evolve(machine.vm, dns=(), needs=(), keep_up=(), use_synjitsu=False, removed=True)
         self.enlist(vm).problem(Problem.REMOVED, *problem)
 
@@ -262,7 +262,7 @@ class Fleet(Parts):
         """
         Remove what its hypervisor has of *machine*, which a template has made; return whether that was done.
 
-        Before that, it is noted that the configuration has it no more: when it is seen gone, it is not defined again.
+        The VM counts as removed from the configuration first, so that it is not defined again when it is seen gone.
         """
         name = machine.vm.name
         self._keep_removed(machine)

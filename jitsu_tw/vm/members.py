@@ -55,7 +55,7 @@ class Members:
                 del self._of[vm.template]
 
     def reserve(self, addresses: Iterable[Address], name: str) -> None:
-        """Note that *addresses* are those of the VM *name*, which is not among the VMs."""
+        """Note that *addresses* are those of the VM *name*, which is not in the fleet."""
         for address in addresses:
             self.addresses.setdefault(address, name)
 
@@ -64,7 +64,7 @@ class Members:
         self._removing.add(name)
 
     def end_removal(self, name: str) -> None:
-        """Note that it is not any more, or that this has failed."""
+        """Note that the removal of the VM *name* has ended, or has failed."""
         self._removing.discard(name)
 
     def is_removed(self, name: str) -> bool:

@@ -4,7 +4,7 @@ VMs that are made ready before anybody asks for them: `prepare`, and the images 
 One VM at a time is started for nobody, when nothing boots for anybody, and gives way as soon as something does. When
 its guest is ready, its image is kept, or the guest is paused, or both (`steps.keep`); the first client finds it so.
 
-The image of a template, its seed, which all its VMs start from, is made before these, and does not give way.
+The image from which all VMs of a template start, its seed, is made before other images, and does not give way.
 """
 
 from __future__ import annotations

@@ -168,6 +168,10 @@ class StoredConfig:
         """Whether the state has the configuration of a VM that `update` has not written."""
         return bool(self._files)
 
+    def has(self, uuid: str) -> bool:
+        """Return whether the state has the configuration of *uuid*, or what has brought it there."""
+        return uuid in self._files or uuid in self._written or uuid in self._origins
+
     def uuid_of(self, vm: VM, names: Container[str]) -> str | None:
         """Return the uuid that the state has for *vm*, renamed since or not; what is in *names* is another VM."""
         uuid = self._uuids.get(vm.name)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import attrs
 from twisted.internet import reactor as default_reactor
+from twisted.internet._resolver import GAIResolver
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, succeed
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
+from jitsu_tw import bounded_web
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import ExistenceUnknown, Prohibited
 from jitsu_tw.settings import Asks, Existence
@@ -605,6 +610,26 @@ class UrlTests(TestCase):
         self.patch(existence, "ANSWERS_WITHIN", 0.2)
         failure = yield self.assertFailure(self.ask("hangs"), ExistenceUnknown)
         self.assertIn("has not answered within 0.2 s", str(failure))
+
+
+    @inlineCallbacks
+    def test_names_hang(self) -> Generator[Deferred[Any], Any, None]:
+        """Names of servers that cannot be looked up keep no other work of the reactor's threads waiting."""
+        answered, ended = Event(), list[bool]()
+        self.addCleanup(answered.set)
+
+        def lookup(*_: Any, **__: Any) -> Any:
+            ended.append(answered.wait(2))
+            raise socket.gaierror(socket.EAI_AGAIN, "no name server answers")
+
+        self.patch(bounded_web, "GAIResolver", partial(GAIResolver, getaddrinfo=cast("Any", lookup)))
+        url = "http://names.invalid/"
+        asked = [self.existing.exists(template(url), str(n), Source(f"192.0.{n}.1", 1)) for n in range(MOST_ASKED)]
+        before = yield deferToThread(ended.copy)
+        self.assertEqual([], before)
+        answered.set()
+        for one in asked:
+            yield self.assertFailure(one, ExistenceUnknown)
 
 
 class ThreadTests(TestCase):

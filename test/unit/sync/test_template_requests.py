@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid as uuids
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import pygit2
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import capturedLogs, formatEvent
@@ -13,12 +14,13 @@ from jitsu_tw.clocks import Clocks
 from jitsu_tw.config import build
 from jitsu_tw.config.vms import NAMESPACE, uuid_of
 from jitsu_tw.dns.wire import Source, from_text
-from jitsu_tw.errors import ConfigError, NoSuchVM
+from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.layout import UNKNOWN
 from jitsu_tw.sync import change_requests
 from jitsu_tw.sync.change_requests import LOOK_EVERY
 from jitsu_tw.sync.folders import rebuilt
+from jitsu_tw.sync.forgetting import FORGETS_EVERY
 from jitsu_tw.sync.reload import Reloads
 from jitsu_tw.sync.templates import Templates
 from test.support import EPOCH
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from jitsu_tw.sync.reconfigure import Outcome
 
 HERE: Final = Source("192.0.2.1", 4711, proven=True)
+
+#: Changes of the template's folder that each of its VMs follows.
+CHANGES: Final[dict[str, str | None]] = {"dns/*.sites.jitsu.test/ttl": "70", "config/idle/0": "70"}
 
 SITE: Final = """
   - name: site
@@ -213,11 +218,38 @@ class RequestTests(TemplateCase):
     def test_member_removed(self) -> None:
         """A VM that is removed by git is stopped, and removed from its hypervisor; its name makes it anew."""
         uuid = self.make()
-        self.assertEqual("", self.ask(below(uuid, dict.fromkeys(self.tree(f"jitsu/vm/{uuid}/")))))
+        self.assertEqual("", self.remove(uuid))
+        messages = [one.message for one in pygit2.Repository(str(self.path)).walk(self.head().id)]
+        self.assertIn("Forgotten, as the configuration was changed", messages[0])
+        self.assertTrue([one for one in messages if one.startswith("Merge ") and "removed: alice.site" in one])
         self.assertNotIn("alice.site", self.fleet.machines)
         self.assertNotIn(uuid, self.backend.guests)
         self.assertNotIn("10.1.0.", self.answer("alice.sites"))
         self.assertEqual(uuid, self.make())
+
+    def remove(self, uuid: str) -> str:
+        """Ask for the end of a VM by git; return why that is refused, or ""."""
+        return self.ask(below(uuid, dict.fromkeys(self.tree(f"jitsu/vm/{uuid}/"))))
+
+    def test_member_removed_later(self) -> None:
+        """Until a VM that is removed by git is gone from its hypervisor, the state has it; then nothing is left."""
+        uuid = self.make()
+        self.clock.advance(100)
+        for is_killed in (True, False):
+            broken = self.patch(self.backend, "remove", lambda _: fail(BackendError("no")))
+            self.assertEqual("", self.remove(uuid))
+            broken.restore()
+            self.assertIn("NoData", self.answer("alice.sites"))
+            self.assertIn("alice.site", str(self.tree(f"jitsu/vm/{uuid}/")))
+            if is_killed:
+                self.kill()
+                self.assertIn("10.1.0.", self.answer("alice.sites"))
+            else:
+                self.templates.start()
+        self.clock.pump([FORGETS_EVERY, 1])
+        self.assertNotIn("alice.site", self.fleet.machines)
+        self.assertNotIn(uuid, self.backend.guests)
+        self.assertEqual([], [path for path in self.tree("jitsu/") if uuid in path])
 
     def test_reverted(self) -> None:
         """A commit that made a VM, or forgot one, can be reverted: the VM goes, or is there again at its address."""
@@ -293,6 +325,67 @@ class RequestTests(TemplateCase):
             self.clock.advance(LOOK_EVERY)
         self.assertEqual(77.0, self.vm().idle)
         self.assertTrue([one for one in logs if "may not set mac" in str(formatEvent(one))])
+
+    def leaving(self) -> Deferred[None]:
+        """Make alice and bob, and begin to forget alice, which is stopped when the Deferred that is returned fires."""
+        self.make()
+        self.make("bob")
+        stops, stop = Deferred[None](), self.backend.stop
+        self.patch(self.backend, "stop", lambda *args: stops.addCallback(lambda _: stop(*args)))
+        self.templates.forget("alice.site")
+        self.clock.advance(1)
+        return stops
+
+    def assert_gone(self) -> None:
+        """Check that nothing is left of alice, and that bob has followed the template."""
+        self.clock.advance(1)
+        self.assertEqual((70.0, 70), (self.vm("bob.site").idle, self.vm("bob.site").ttl))
+        self.assertIn("NoData", self.answer("alice.sites"))
+        self.assertNotIn("alice.site", self.fleet.machines)
+        self.assertNotIn("alice", str(self.tree("jitsu/")))
+
+    def test_member_leaves(self) -> None:
+        """A VM that is being forgotten gets no names again when its template is changed, and is gone afterwards."""
+        stops = self.leaving()
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assertIn("NoData", self.answer("alice.sites"))
+        stops.callback(None)
+        self.assert_gone()
+
+    def test_member_gone(self) -> None:
+        """A VM that is gone when the request for its template has been written does not keep it from being applied."""
+        stops, accept = self.leaving(), self.store.accept
+
+        async def accepted(*args: Any) -> None:
+            await accept(*args)
+            stops.callback(None)
+
+        self.patch(self.store, "accept", accepted)
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assert_gone()
+
+    def test_member_cannot_go(self) -> None:
+        """A VM that is forgotten and cannot be removed yet does not come back when its template is changed."""
+        self.make()
+        self.make("bob")
+        self.patch(self.backend, "remove", lambda _: fail(BackendError("no")))
+        self.failureResultOf(self.templates.forget("alice.site"), BackendError)
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assertTrue(self.vm().removed)
+        self.assertIn("NoData", self.answer("alice.sites"))
+
+    def test_member_in_conflict(self) -> None:
+        """A VM that is not served, because its address is another VM's, keeps nothing from being changed."""
+        self.make()
+        self.make("bob")
+        self.running.take_names(self.fleet.machines["alice.site"])
+        self.running.leaving.clear()
+        vm = attrs.evolve(self.vm(), dns=(), ip=self.vm("bob.site").ip)
+        self.fleet.members.forget(self.fleet.enlist(vm))
+        self.assertEqual("", self.ask(below(template_uuid(), CHANGES)))
+        self.assertEqual(["changed: bob.site, site"], self.reload(SITE + "    min_up: 3\n"))
+        self.assertIs(vm, self.vm())
+        self.assertIn("NoData", self.answer("alice.sites"))
 
     def test_many(self) -> None:
         """The VMs of a template are built before the check, in slices, once each."""
@@ -396,6 +489,18 @@ class OrphanTests(TemplateCase):
         self.assertEqual(self.addresses, [str(self.vm(f"{label}.site").ip[0]) for label in ("alice", "bob")])
         self.assertIn(self.addresses[0], self.answer("alice.sites"))
         self.assertEqual({}, self.templates.problems())
+
+    def test_put_back_alone(self) -> None:
+        """Nothing else changes the configuration while they are served again: their names would be lost, or made."""
+        take, locked = self.running.orphans.take, list[bool]()
+
+        def taken(name: str) -> Any:
+            locked.append(self.running.lock.locked)
+            return take(name)
+
+        self.patch(self.running.orphans, "take", taken)
+        self.reload(SITE)
+        self.assertEqual([True], locked)
 
     def test_put_back_by_git(self) -> None:
         """So it is when the template comes by git."""

@@ -15,6 +15,7 @@ from zope.interface.verify import verifyObject
 from jitsu_tw.backends.definition import mac_of
 from jitsu_tw.backends.memory import Fault, MemorySettings
 from jitsu_tw.config.vms import uuid_of
+from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import (
     BackendError,
     BackendLost,
@@ -329,6 +330,17 @@ class LimitTests(TemplatesTestCase):
         self.patch(templates, "choose", None)
         self.refused(cloud.ask("bob.sites"), BootFailed, "all 1 addresses of site are taken; tried again in 10 s")
 
+    def test_pool_changed(self) -> None:
+        """VMs with addresses of a pool that the template has no more take none of the new one."""
+        cloud = self.cloud({"pool": "[10.1.0.4/30]"})
+        for label in ("alice", "bob"):
+            cloud.ask(f"{label}.sites")
+        cloud.write([SITE | {"pool": "[10.1.0.128/30]"}])
+        self.successResultOf(cloud.reload())
+        for label in ("user-1", "user-2"):
+            self.assertIn("A 10.1.0.1", cloud.told(cloud.ask(f"{label}.sites")))
+        self.check(cloud, cloud.ask("user-3.sites"), NoCapacity, "all 2 addresses of site are taken", "pool")
+
     def test_policy(self) -> None:
         """The limits on starts hold for the first start, too."""
         outside = self.cloud(top="summon_from: [10.0.0.0/8]")
@@ -491,6 +503,47 @@ class FailureTests(TemplatesTestCase):
         cloud.zones.add_vm(b"\5alice\6others\5jitsu\4test\0", "other", [], 5)
         self.patch(cloud.backend, "look_up", lambda _: fail(BackendError("it was asked")))
         self.failed(cloud, cloud.ask(), ConfigError, "is the name of VM other already")
+
+    def test_name_taken(self) -> None:
+        """Where a VM of the configuration has the name, at the hypervisor, of a VM to be made, the client is told."""
+        cloud = self.cloud(vms="vms:\n  - {name: alice.site, dns: w.jitsu.test, ip: 10.9.0.1}")
+        self.refused(cloud.ask(), BootFailed, "alice.site: a VM of the configuration is called so")
+
+    def test_zone_entry(self) -> None:
+        """A VM takes no name from an entry of the zone, below another wildcard of its template neither."""
+        cloud = self.cloud({"dns": '["*.sites.jitsu.test", "*.others.jitsu.test"]'})
+        cloud.zones.find(from_text("jitsu.test")).add(from_text("alice.others.jitsu.test"), 1, 5, bytes(4))
+        self.refused(cloud.ask(), ConfigError, "the zone has an entry alice.others.jitsu.test")
+        self.assertEqual(({}, []), (cloud.backend.guests, cloud.stored()))
+        self.assertEqual("alice.others.jitsu.test A 0.0.0.0", cloud.told(cloud.ask("alice.others")))
+
+    def test_uuid_taken(self) -> None:
+        """A name whose uuid another VM has makes none: both would have one disk, one definition and one folder."""
+        cloud = self.cloud()
+        cloud.ask()
+        moved = SITE | {"dns": '"*.new.jitsu.test"'}
+        cloud.write([moved])
+        self.successResultOf(cloud.reload())
+        cloud.write([moved, SITE | {"name": "shop", "pool": "[10.2.0.0/24]"}])
+        self.successResultOf(cloud.reload())
+        before = cloud.stored()
+        self.refused(cloud.ask(), BootFailed, "alice.shop: its uuid is that of VM alice.site")
+        self.assertEqual((["alice.site"], before), (list(cloud.fleet.machines), cloud.stored()))
+        self.successResultOf(cloud.templates.forget("alice.site"))
+        self.assertIn("A 10.2.0.", cloud.told(cloud.ask()))
+
+    def test_left_out(self) -> None:
+        """A VM in the state that was left out at the start is not made anew, so that its disk is kept."""
+        cloud = self.cloud()
+        cloud.ask()
+        before, uuid = cloud.stored(), cloud.machine().uuid
+        cloud.write([SITE], vms="vms:\n  - {name: w, dns: w.jitsu.test, ip: 10.1.0.51}")
+        cloud.kill()
+        self.refused(cloud.ask(), BootFailed, "its uuid is that of a VM in the state that is left out")
+        self.assertEqual((before, "10.1.0.51"), (cloud.stored(), cloud.store.tree[f"jitsu/vm/{uuid}/ip"]))
+        cloud.write([SITE])
+        cloud.kill()
+        self.assertIn("A 10.1.0.51", cloud.told(cloud.ask()))
 
     def test_changed_meanwhile(self) -> None:
         """A template that is gone when its turn comes makes nothing; nor is a VM made twice, or at a taken address."""
@@ -723,13 +776,17 @@ class ForgettingTests(TemplatesTestCase):
         self.assertIn("alice.site", cloud.fleet.machines)
 
     def test_clock_set(self) -> None:
-        """A wall clock that is set forward while Jitsu runs forgets nothing."""
-        cloud = self.cloud({"forget_after": "1d"})
-        cloud.ask()
-        cloud.pump(600, 60)
-        cloud.wall_set = 60 * DAY
-        cloud.pump(600, 60)
-        self.assertIn("alice.site", cloud.fleet.machines)
+        """A wall clock that is set while Jitsu runs forgets nothing: forward, or back because it was wrong before."""
+        for days in (60, -60):
+            cloud = self.cloud({"forget_after": "1d"})
+            cloud.ask()
+            cloud.pump(600, 60)
+            cloud.wall_set = days * DAY
+            cloud.pump(600, 60)
+            self.assertIn("alice.site", cloud.fleet.machines)
+            cloud.ask("bob.sites")
+            cloud.pump(600, 60)
+            self.assertIs(State.OFF, cloud.machine("bob.site").state)
 
     def test_hypervisor_lost(self) -> None:
         """While the hypervisor cannot be asked, nothing is forgotten: nobody knows whether a VM is in use."""
