@@ -48,16 +48,23 @@ def mac_of(uuid: str) -> str:
     return (_LOCAL + UUID(uuid).bytes[:5]).hex(":")
 
 
-def read(file: Path, vm: VM, escape: Callable[[str], str]) -> str:
+def read(file: Path, vm: VM, escape: Callable[[str], str], clean: Callable[[str], str] = str) -> str:
     """
-    Return the text of a *file* of *vm*; in a template's, the VM's values are filled in, as *escape* writes them there.
+    Return the text of a *file* of *vm*; in a template's, the VM's values are filled in.
+
+    Args:
+        file: where it is.
+        vm: whose file it is.
+        escape: writes a value as the format of the file needs it.
+        clean: takes out of a template's text what no value may stand in.
 
     Raises:
         OSError: it cannot be read.
         BackendError: it is no text, or has a placeholder that stands for nothing; the message has the remedy.
     """
     try:
-        return filled(unfilled(file), vm, escape)
+        text = unfilled(file)
+        return filled(text if vm.template is None else clean(text), vm, escape)
     except ValueError as error:
         raise BackendError(f"{file} {error}") from error
 
