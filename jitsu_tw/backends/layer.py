@@ -5,9 +5,9 @@ A layer is of no use without its base, as that was when the layer was made. So a
 size and the time of the base, and of the files that the base backs on, in a line each. No guest is started from a layer
 when one of these files has changed: the guest would find two disks mixed.
 
-Who owns the file of a layer changes: libvirt gives it to QEMU's user when a VM starts, and back when it is off
-(virSecurityDACSetImageLabel in its source), so that Jitsu may not read it meanwhile. The base is given to QEMU's user,
-too, for good; so it should be readable for all.
+The owner of a layer's file changes: libvirt gives the file to QEMU's user when a VM starts, and back when the VM is
+off (virSecurityDACSetImageLabel in its source), so Jitsu may be unable to read the layer meanwhile. libvirt gives the
+base to QEMU's user, too, for good; so the base should be readable for all.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _NOTE: Final = re.compile(r"(?:[0-9]+ [0-9]+ [^\n\0]+\n)+")
 
 def make(layer: Layer) -> bool:
     """
-    Make *layer*, if it is not there, and return whether it was made: one that is there has a guest's data.
+    Make *layer*, unless it is there, and return whether it was made: a layer that is there has a guest's data.
 
     Raises:
-        BackendError: that cannot be done; nothing is left of it.
+        BackendError: the layer cannot be made; nothing is left of it.
     """
     if layer.path.exists():
         return False
@@ -85,7 +85,7 @@ def make(layer: Layer) -> bool:
 
 def check(layer: Layer) -> None:
     """
-    Check that *layer* is there, and that its base is as it was when the layer was made, as far as that is known.
+    Check that *layer* is there, and that its base is as it was when the layer was made; without a note, only the first.
 
     Raises:
         BackendError: a guest must not be started from it; the message has the remedy.
@@ -188,7 +188,7 @@ def _prefix(layer: Layer) -> str:
 
 
 def _unfinished(layer: Layer, before: float | None = None) -> Iterator[Path]:
-    """Yield the files that were to become *layer*, of those only the ones that are as old as *before*, if given."""
+    """Yield the files that were to become *layer*; with *before*, in seconds since 1970, only those that are older."""
     for one in layer.path.parent.glob(f"{_prefix(layer)}*"):
         with contextlib.suppress(FileNotFoundError):
             if before is None or one.stat().st_mtime < before:
