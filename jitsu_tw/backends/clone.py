@@ -91,7 +91,7 @@ def obstacle(vm: VM) -> str | None:
     values = definition.values_of(vm)
     found = []
     for added in ("", _OTHER):
-        text = definition.read(vm.define, vm, partial(_escape, added))
+        text = definition.read(vm.define, vm, partial(_escape, added), domain_xml.uncommented)
         try:
             root = domain_xml.parse(text)
         except ElementTree.ParseError as error:

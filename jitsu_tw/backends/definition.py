@@ -48,16 +48,23 @@ def mac_of(uuid: str) -> str:
     return (_LOCAL + UUID(uuid).bytes[:5]).hex(":")
 
 
-def read(file: Path, vm: VM, escape: Callable[[str], str]) -> str:
+def read(file: Path, vm: VM, escape: Callable[[str], str], clean: Callable[[str], str] = str) -> str:
     """
-    Return the text of a *file* of *vm*; in a template's, the VM's values are filled in, as *escape* writes them there.
+    Return the text of a *file* of *vm*; in a template's, the VM's values are filled in.
+
+    Args:
+        file: where it is.
+        vm: whose file it is.
+        escape: writes a value as the format of the file needs it.
+        clean: takes out of a template's text what no value may stand in.
 
     Raises:
         OSError: it cannot be read.
-        BackendError: it is no text, or has a placeholder that stands for nothing; the message has the remedy.
+        BackendError: it is no text, or has an unknown placeholder; the message has the remedy.
     """
     try:
-        return filled(unfilled(file), vm, escape)
+        text = unfilled(file)
+        return filled(text if vm.template is None else clean(text), vm, escape)
     except ValueError as error:
         raise BackendError(f"{file} {error}") from error
 
@@ -85,7 +92,7 @@ def filled(text: str, vm: VM, escape: Callable[[str], str] = str) -> str:
     Return *text*, in a template's with the values of *vm* as *escape* writes them.
 
     Raises:
-        ValueError: it has a placeholder that stands for nothing; the message goes behind its name.
+        ValueError: it has an unknown placeholder; the message goes behind the name of the file or the key.
     """
     if vm.template is None:
         return text
@@ -93,7 +100,7 @@ def filled(text: str, vm: VM, escape: Callable[[str], str] = str) -> str:
 
 
 def wrong(vm: VM, error: Exception) -> ConfigError:
-    """Return the error of a configuration that has a VM, or a template that makes *vm*, that can never work."""
+    """Return the error of a configuration with *vm*, or with the template that makes *vm*, which can never start."""
     where = f"vms: {vm.name}" if vm.template is None else f"templates: {vm.template}"
     return ConfigError(str(error), *vm.place, where)
 
@@ -117,7 +124,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def values_of(vm: VM) -> dict[str, str]:
-    """Return what the placeholders stand for in the definition of *vm*; one that is to be removed has no DNS name."""
+    """Return the values of the placeholders for *vm*; a VM that is being removed has no DNS name."""
     name, uuid = to_text(vm.dns[0]) if vm.dns else "", str(vm.uuid)
     values = {
         "name": vm.name, "label": vm.name.partition(".")[0], "dns": name, "uuid": uuid, "ip": str(vm.ip[0]),

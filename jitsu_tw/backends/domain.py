@@ -162,7 +162,7 @@ def text(vm: VM) -> str:
         BackendError: it is no XML, or gives each VM of a template the same uuid.
     """
     assert vm.define is not None
-    xml = definition.read(vm.define, vm, domain_xml.escaped)
+    xml = definition.read(vm.define, vm, domain_xml.escaped, domain_xml.uncommented)
     try:
         uuid = (domain_xml.parse(xml).findtext("./uuid") or "").strip()
     except ElementTree.ParseError as error:

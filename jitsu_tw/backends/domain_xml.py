@@ -30,6 +30,9 @@ _UNITS: Final = {
 #: An amount of memory, as far as it can be one.
 _AMOUNT: Final = re.compile("[0-9]{1,18}")
 
+#: A comment, or another part of XML that may have what looks like one.
+_COMMENT: Final = re.compile(r"<!--.*?(?:-->|\Z)|(?P<other><!\[CDATA\[.*?(?:\]\]>|\Z))", re.DOTALL)
+
 #: Kinds of `<domain>` that QEMU runs.
 _QEMUS: Final = frozenset({"kvm", "qemu", "hvf"})
 
@@ -102,6 +105,11 @@ def parse(xml: str) -> ElementTree.Element:
 def escaped(text: str) -> str:
     """Return *text* as it is written in XML, also in an attribute."""
     return escape(text, {"'": "&apos;", '"': "&quot;"})
+
+
+def uncommented(text: str) -> str:
+    """Return the XML *text* without comments, which may not have the ``--`` of an encoded label (``xn--…``)."""
+    return _COMMENT.sub(lambda found: found["other"] or "", text)
 
 
 def shared_by_all(text: str) -> Iterator[str]:

@@ -12,14 +12,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import libvirt
 
-from jitsu_tw.backends import domain_xml
+from jitsu_tw.backends import backing, domain_xml
 from jitsu_tw.errors import BackendError
 
 if TYPE_CHECKING:
@@ -63,12 +61,11 @@ _NO_SPARSE: Final = frozenset(
     {libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_UNSUPPORTED}
 )
 
-#: Of qcow2: octets that hold the header with its extensions, the last version with a short header, and the types of
-#: extensions that name the format of the file that it backs on, and a data file.
-_HEADER: Final = 65536
-_SHORT: Final = 2
-_BACKING_FORMAT: Final = 0xE2792ACA
-_DATA_FILE: Final = 0x44415441
+#: Errors about the host, not about the image that was to be restored.
+HOST_ERRORS: Final = frozenset({
+    libvirt.VIR_ERR_NO_MEMORY, libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_OPERATION_ABORTED,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_RESOURCE_BUSY, libvirt.VIR_ERR_RPC,
+})  # fmt: skip
 
 
 def path(folder: Path, uuid: str) -> Path:
@@ -170,7 +167,7 @@ def is_good(kept: Path, domain: libvirt.virDomain) -> bool:
     """Return whether there is an image at *kept*, and nothing has changed that it depends on."""
     try:
         return kept.exists() and sum_file(kept).read_text() == _depends_on(domain)
-    except OSError:
+    except (OSError, UnicodeError):
         return False
 
 
@@ -249,58 +246,7 @@ def _below(file: Path, disk: ElementTree.Element) -> Iterator[str]:
     One that the guest writes to is QEMU's user's while it is up (virSecurityDACSetImageLabel in libvirt's source).
     """
     try:
-        yield from chain(file, _format(disk))
+        yield from backing.chain(file, _format(disk))
     except PermissionError:
         if not domain_xml.is_writable(disk):
             raise
-
-
-def chain(disk: Path, kind: str) -> Iterator[str]:
-    """
-    Yield the files that a disk in the file *disk* is made of: that, a data file, those that it backs on, and theirs.
-
-    They are read from the headers, as QEMU does: libvirt's XML names them only while the domain runs. The format is
-    docs/interop/qcow2.txt in QEMU's source.
-
-    Raises:
-        OSError: one cannot be read, or is no file.
-    """
-    seen: set[Path] = set()
-    while True:
-        yield str(disk)
-        if kind == "raw" or disk in seen:
-            return
-        seen.add(disk)
-        with disk.open("rb") as file:
-            header = file.read(_HEADER).ljust(_HEADER, b"\0")
-            magic, version, offset, size = struct.unpack_from(">4sIQI", header)
-            if magic != b"QFI\xfb":
-                return
-            length = struct.unpack_from(">I", header, 100)[0] if version > _SHORT else 72
-            extensions = _extensions(header, length)
-            if _DATA_FILE in extensions:
-                yield str(_beside(disk, extensions[_DATA_FILE]))
-            if not offset:
-                return
-            file.seek(offset)
-            disk, kind = _beside(disk, file.read(size)), extensions.get(_BACKING_FORMAT, b"qcow2").decode()
-
-
-def _extensions(header: bytes, offset: int) -> dict[int, bytes]:
-    """Return the extensions of a qcow2 header that begin at *offset*, by type."""
-    found = {}
-    while offset + 8 <= len(header):
-        kind, size = struct.unpack_from(">II", header, offset)
-        if not kind:
-            break
-        found[kind] = header[offset + 8 : offset + 8 + size]
-        offset += 8 + (size + 7) // 8 * 8
-    return found
-
-
-def _beside(disk: Path, name: bytes) -> Path:
-    """Return the file that *disk* calls *name*, which may be relative to it."""
-    text = os.fsdecode(name)
-    if re.match(r"[A-Za-z0-9+.-]+:", text):
-        raise OSError(None, f"{disk} backs on {text}, which is no file")
-    return disk.parent / text

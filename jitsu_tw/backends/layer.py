@@ -1,29 +1,31 @@
 """
 Copy-on-write layers: the disks of the VMs of a template (`settings.Layer`). Every function here blocks.
 
-A layer is of no use without its base, as that was when the layer was made. So a note beside it has the base's path,
-size and time, and a layer whose base has changed is not started from: its guest would find two disks mixed.
+A layer is of no use without its base, as that was when the layer was made. So a note beside the layer has the path, the
+size and the time of the base, and of the files that the base backs on, in a line each. No guest is started from a layer
+when one of these files has changed: the guest would find two disks mixed.
 
-Who owns the file of a layer changes: libvirt gives it to QEMU's user when a VM starts, and back when it is off
-(virSecurityDACSetImageLabel in its source), so that Jitsu may not read it meanwhile. The base is given to QEMU's user,
-too, for good; so it should be readable for all.
+The owner of a layer's file changes: libvirt gives the file to QEMU's user when a VM starts, and back when the VM is
+off (virSecurityDACSetImageLabel in its source), so Jitsu may be unable to read the layer meanwhile. libvirt gives the
+base to QEMU's user, too, for good; so the base should be readable for all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
-from jitsu_tw.backends import qcow2
+from jitsu_tw.backends import backing, qcow2
 from jitsu_tw.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from jitsu_tw.settings import Layer
 
@@ -33,19 +35,21 @@ _DIRECTORY_MODE: Final = 0o711
 #: Seconds after which a file that was to become a layer is taken for one whose maker has died. It takes milliseconds.
 MADE_WITHIN: Final = 60.0
 
+#: What is in a note.
+_NOTE: Final = re.compile(r"(?:[0-9]+ [0-9]+ [^\n\0]+\n)+")
+
 
 def make(layer: Layer) -> bool:
     """
-    Make *layer*, if it is not there, and return whether it was made: one that is there has a guest's data.
+    Make *layer*, unless it is there, and return whether it was made: a layer that is there has a guest's data.
 
     Raises:
-        BackendError: that cannot be done; nothing is left of it.
+        BackendError: the layer cannot be made; nothing is left of it.
     """
     if layer.path.exists():
         return False
     try:
-        base = _state(layer.base)
-        length, parts = qcow2.layer(os.fsencode(layer.base), *_format_and_size(layer.base))
+        length, parts, note = _planned(layer.base)
         _make_directory(layer.path.parent)
     except (OSError, ValueError) as error:
         raise BackendError(f"the disk {layer.path} cannot be made: {_why(error, layer.base)}") from error
@@ -60,11 +64,12 @@ def make(layer: Layer) -> bool:
             for offset, octets in parts.items():
                 file.seek(offset)
                 file.write(octets)
-            file.flush()
-            os.fsync(descriptor)
-        _note(layer).write_text(base)
+            _sync(file)
+        with _note(layer).open("wb") as file:
+            file.write(os.fsencode(note))
+            _sync(file)
         os.link(new, layer.path)  # unlike a rename, never in place of one that another process has made meanwhile
-        _sync(layer.path.parent)
+        _sync_folder(layer.path.parent)
     except FileExistsError:
         return False
     except OSError as error:
@@ -80,7 +85,7 @@ def make(layer: Layer) -> bool:
 
 def check(layer: Layer) -> None:
     """
-    Check that *layer* is there, and that its base is as it was when the layer was made, as far as that is known.
+    Check that *layer* is there, and that its base is as it was when the layer was made; without a note, only the first.
 
     Raises:
         BackendError: a guest must not be started from it; the message has the remedy.
@@ -89,20 +94,23 @@ def check(layer: Layer) -> None:
     if not layer.path.exists():
         raise BackendError(f"its disk {layer.path} is not there; put it there, {remedy}")
     try:
-        noted = _note(layer).read_text()
-    except FileNotFoundError:  # another program has made it
+        noted = os.fsdecode(_note(layer).read_bytes())
+    except FileNotFoundError:  # another program has made the layer
         return
-    except (OSError, ValueError) as error:
-        raise BackendError(f"{_note(layer)}, a note about its disk, cannot be read: {error}") from error
-    base = Path(noted.partition(" ")[2].partition(" ")[2].rstrip("\n"))
-    try:
-        if _state(base) == noted:
-            return
-        what = "has changed since"
     except OSError as error:
-        what = f"({error.strerror}) was another one when"
-    message = f"{base}, the base of its disk, {what} {layer.path} was made, which is of no use without it; "
-    raise BackendError(f"{message}put the base back as it was, with its time, {remedy}")
+        raise BackendError(f"{_note(layer)}, a note about its disk, cannot be read: {error.strerror}") from error
+    if _NOTE.fullmatch(noted) is None:
+        raise BackendError(f"{_note(layer)}, a note about its disk, is damaged; put it back as it was, {remedy}")
+    for line in noted.removesuffix("\n").split("\n"):
+        name = line.split(" ", 2)[2]
+        try:
+            if _state(Path(name)) == f"{line}\n":
+                continue
+            what = "has changed since"
+        except OSError as error:
+            what = f"({error.strerror}) was another one when"
+        message = f"{name}, the base of its disk, {what} {layer.path} was made, which is of no use without it; "
+        raise BackendError(f"{message}put the base back as it was, with its time, {remedy}")
 
 
 def check_base(layer: Layer) -> None:
@@ -113,7 +121,7 @@ def check_base(layer: Layer) -> None:
         BackendError: they cannot.
     """
     try:
-        qcow2.layer(os.fsencode(layer.base), *_format_and_size(layer.base))
+        _planned(layer.base)
     except (OSError, ValueError) as error:
         raise BackendError(f"no disk can be made of it: {_why(error, layer.base)}") from error
 
@@ -137,15 +145,39 @@ def _note(layer: Layer) -> Path:
     return layer.path.with_suffix(".base")
 
 
+def _planned(base: Path) -> tuple[int, Mapping[int, bytes], str]:
+    """
+    Return the length of a layer above *base*, its parts by their offsets (`qcow2.layer`), and the note about the base.
+
+    Raises:
+        OSError: the base, or a file that it backs on, cannot be read.
+        ValueError: there can be no layer above it.
+    """
+    kind, size = _format_and_size(base)
+    note = "".join(_state(Path(one)) for one in backing.chain(base, kind.decode()))
+    if _NOTE.fullmatch(note) is None:
+        raise ValueError("it backs on a file whose name has a line break")
+    return *qcow2.layer(os.fsencode(base), kind, size), note
+
+
 def _state(base: Path) -> str:
-    """Return what a note says of *base*: its size, its time in ns, and its path. A device of the host has neither."""
+    """Return the line of a note about *base*: its size, its time in ns, its path. A device of the host has no time."""
     status = base.stat()
     is_file = stat.S_ISREG(status.st_mode)
     return f"{status.st_size} {status.st_mtime_ns if is_file else 0} {base}\n"
 
 
 def _format_and_size(base: Path) -> tuple[bytes, int]:
-    """Return the format of *base*, as QEMU calls it, and the octets of the disk in it."""
+    """
+    Return the format of *base*, as QEMU calls it, and the octets of the disk in it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file and no block device, or damaged.
+    """
+    mode = base.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):  # to open a named pipe could take for ever
+        raise ValueError("it is no file and no block device")
     with base.open("rb") as file:
         size = qcow2.disk_size(file.read(qcow2.SIZED))
         return (b"raw", file.seek(0, os.SEEK_END)) if size is None else (b"qcow2", size)
@@ -156,7 +188,7 @@ def _prefix(layer: Layer) -> str:
 
 
 def _unfinished(layer: Layer, before: float | None = None) -> Iterator[Path]:
-    """Yield the files that were to become *layer*, of those only the ones that are as old as *before*, if given."""
+    """Yield the files that were to become *layer*; with *before*, in seconds since 1970, only those that are older."""
     for one in layer.path.parent.glob(f"{_prefix(layer)}*"):
         with contextlib.suppress(FileNotFoundError):
             if before is None or one.stat().st_mtime < before:
@@ -169,7 +201,13 @@ def _make_directory(path: Path) -> None:
         path.chmod(_DIRECTORY_MODE)  # whatever the mask for new files is
 
 
-def _sync(folder: Path) -> None:
+def _sync(file: IO[bytes]) -> None:
+    """Write what is in *file* to the medium: after a crash, a layer that is there is whole, and has its note."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
     """Write what is in *folder* to the medium: after a crash, a domain that is defined has its disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

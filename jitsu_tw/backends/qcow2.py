@@ -30,10 +30,12 @@ _ENTRY: Final = 8
 _LONGEST_TABLE: Final = 32 << 20
 
 #: The longest path of a base, in octets, and the type of the header extension that names its format.
-_LONGEST_PATH: Final = 1023
-_BASE_FORMAT: Final = 0xE2792ACA
+LONGEST_PATH: Final = 1023
+BASE_FORMAT: Final = 0xE2792ACA
 
-#: The version, the length of its header, and the width of its reference counts (16 bits, as a power of two).
+#: The versions that QEMU reads, and, of layers, the version, its header, and the width of reference counts (16 bits,
+#: as a power of two).
+_VERSIONS: Final = (2, 3)
 _VERSION: Final = 3
 _HEADER: Final = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _COUNT_ORDER: Final = 4
@@ -45,13 +47,15 @@ def disk_size(header: bytes) -> int | None:
     Return the octets of the disk that is in an image with that *header* of `SIZED` octets; None if the image is raw.
 
     Raises:
-        ValueError: the header is too short.
+        ValueError: the header is too short, or of another version.
     """
     if not header.startswith(MAGIC):
         return None
     if len(header) < SIZED:
         raise ValueError("it is damaged: its header is too short")
-    (size,) = struct.unpack_from(">Q", header, 24)
+    version, size = struct.unpack_from(">4xI16xQ", header)
+    if version not in _VERSIONS:
+        raise ValueError(f"it is of version {version} of its format; convert it: qemu-img convert -O qcow2")
     return int(size)
 
 
@@ -72,15 +76,15 @@ def layer(base: bytes, base_format: bytes, size: int) -> tuple[int, Mapping[int,
     """
     if not size:
         raise ValueError("it is empty")
-    if len(base) > _LONGEST_PATH:
-        raise ValueError(f"its path has more than {_LONGEST_PATH} octets")
+    if len(base) > LONGEST_PATH:
+        raise ValueError(f"its path has more than {LONGEST_PATH} octets")
     entries = -(-size // _PER_ENTRY)
     if entries * _ENTRY > _LONGEST_TABLE:
         raise ValueError(f"a disk of {size} octets is too large")
     table_clusters = -(-entries * _ENTRY // CLUSTER)
     counts, block, table = CLUSTER, 2 * CLUSTER, 3 * CLUSTER
     clusters = 3 + table_clusters
-    extension = struct.pack(">II", _BASE_FORMAT, len(base_format)) + base_format.ljust(8, b"\0") + bytes(8)
+    extension = struct.pack(">II", BASE_FORMAT, len(base_format)) + base_format.ljust(8, b"\0") + bytes(8)
     header = _HEADER.pack(
         MAGIC, _VERSION, _HEADER.size + len(extension), len(base), _CLUSTER_BITS, -(-size // _SECTOR) * _SECTOR,
         0, entries, table, counts, 1, 0, 0, 0, 0, 0, _COUNT_ORDER, _HEADER.size,

@@ -33,7 +33,7 @@ T = TypeVar("T")
 #: Seconds after which the rest of a domain that is down is destroyed. xl removes it within one.
 REMAINS: Final = 10.0
 
-#: Seconds after which a layer that has not been made, checked or removed is given up: that takes milliseconds.
+#: Seconds that Jitsu waits for a layer to be made, checked or removed, which takes milliseconds.
 DISK_ANSWERS_WITHIN: Final = 20.0
 
 #: Seconds for which a domain that is paused from its beginning is taken for one that another program is still building,

@@ -1,9 +1,9 @@
 """
-The VMs that templates have made at any node, and their addresses: which facts there are is in `rules.reservations`.
+The VMs that templates have made at any node, and their addresses. `rules.reservations` describes the facts.
 
-A VM is made when its facts have been created, all in one step, where none of them was there before: so no two VMs have
-one address, and no VM has two, whichever nodes make them at one moment. A VM is forgotten at one node, which has marked
-it before for all nodes: the others drop it then, and this one removes what the hypervisor has of it.
+A node makes a VM by creating all facts of the VM in one step, on condition that none of them exists. So even if several
+nodes make VMs at one moment, no two VMs have one address, and no VM has two. One node forgets a VM: it first marks the
+VM for all nodes. Then the other nodes drop the VM, and the marking node removes what the hypervisor has of the VM.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Reservations:
         return rules.reservation(self._fact(_key("made", name)), self._fact(_key("gone", name)))
 
     def _removes(self, known: Reservation) -> bool:
-        """Return whether it is on this node to remove the VM: it has begun to, or the node that had begun is gone."""
+        """Return whether this node is to remove the VM: it has begun to, or the node that had begun is gone."""
         return known.remover == self._state.node or self._fact(f"nodes/{known.remover}") is None
 
     def _fact(self, key: str) -> str | None:
@@ -141,7 +141,7 @@ class Reservations:
             taken = {key: self._fact(key) for key in (f"addresses/{address}" for address in addresses)}
             if not {None, name}.issuperset(taken.values()):
                 return None
-            # A name may last, and have been made somewhere else before: what others knew of its use is not known here.
+            # The VM may be an old one, whose facts etcd has lost; its last use through other nodes is not known then.
             facts = {_key("made", name): rules.made(addresses, self._wall()), **dict.fromkeys(taken, name)}
             if await self._put(name, {_key("gone", name): None, **facts}, taken):
                 return addresses, True
@@ -150,7 +150,7 @@ class Reservations:
     async def _put(
         self, name: str, facts: Mapping[str, str | None], expected: Mapping[str, str | None] | None = None
     ) -> bool:
-        """Change *facts* if nobody has changed those of the VM *name*, and others are as *expected*."""
+        """Change *facts*, unless the facts of the VM *name* have changed, or others are not as *expected*."""
         own = {key: self._fact(key) for key in (_key("made", name), _key("gone", name))}
         return await self._state.coordinator.put(facts, expected={**own, **(expected or {})})
 
@@ -198,7 +198,7 @@ class Reservations:
         self._released.pop(name, None)
 
     def _old(self) -> dict[str, str | None]:
-        """Return the facts of at most two VMs that were removed long ago: one is added at a time, so that keeps up."""
+        """Return the facts to remove of at most two VMs that are long gone; each release adds only one such fact."""
         old: dict[str, str | None] = {}
         for name in list(self._removed)[:2]:
             known = self._known(name)
@@ -260,7 +260,7 @@ class Reservations:
         self._events.made_changed(name)
 
     def connect(self) -> None:
-        """Handle that the facts are known: look at all VMs of templates anew, and release what could not be."""
+        """Handle that the facts are known: look at all VMs of templates again, and tell what was released meanwhile."""
         for name, addresses in list(self._released.items()):
             self.release(name, addresses)
         own = {name for name, machine in self._machines.items() if machine.vm.template is not None}
@@ -305,7 +305,7 @@ class LocalReservations:
         return True
 
     async def left(self, name: str) -> None:
-        """Return: no other node can own *machine*."""
+        """Return: no other node can own the VM *name*."""
 
     def release(self, name: str, addresses: tuple[Address, ...]) -> None:
         """Return: no other node need know."""

@@ -75,7 +75,7 @@ def prints(text: Callable[[Any], None]) -> Callable[[Callable[..., Any]], Callab
 
 
 def _completed(context: click.Context, begin: str, path: str, wanted: Callable[[Any], Any]) -> list[str]:
-    """Return the names of what the endpoint lists at *path* that a shell may complete, of those that are *wanted*."""
+    """Return the names that complete *begin*, of those that the endpoint lists at *path* and that are *wanted*."""
     with contextlib.suppress(click.ClickException, *STRANGE):
         control = control_of(context, patience=COMPLETE_IN)
         names = [one["name"] for one in control.ask("GET", path) if wanted(one)]
@@ -100,7 +100,7 @@ def _complete_both(context: click.Context, parameter: click.Parameter, begin: st
     return [*complete_templates(context, parameter, begin), *_complete_vms(context, parameter, begin)]
 
 
-#: The argument of a command that is a VM's name; that are names of VMs or templates; and of VMs of templates.
+#: Arguments of commands: the name of a VM; names of VMs or of templates; names of VMs that templates have made.
 vm_name = click.argument("name", shell_complete=_complete_vms)
 vm_names = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_both)
 made_names = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_made)

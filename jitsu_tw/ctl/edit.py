@@ -59,10 +59,10 @@ class Kind:
 VM: Final = Kind("VM", ("dns", "ip", "name"), VM_KEYS)
 A_TEMPLATE: Final = Kind("template", ("dns", "exists", "name", "pool"), TEMPLATE_KEYS)
 
-#: What a VM that a template has made has besides its own keys: the names are made of those of the template.
+#: The keys of a VM of a template that cannot be changed: its DNS names are made from its template's.
 _MADE: Final = frozenset({"dns", TEMPLATE})
 
-#: A VM that a template has made: what it does not have itself is the template's.
+#: A VM that a template has made: it inherits the keys that it does not have itself.
 MADE: Final = Kind(
     "VM of a template", ("ip", "name"), {name: key for name, key in VM_KEYS.items() if name not in _MADE}
 )

@@ -8,9 +8,9 @@ The nodes agree on each by facts of `ijitsu.ICoordinator`, which outlive the nod
     gone/NAME       {"by", "ips"}      the node `by` is removing it; its addresses are free when that is done
                     {"at"}             it was removed then
 
-A VM has a fact ``made`` or a fact ``gone``, never both: from the one to the other is one step. That a fact is not there
-means nothing, for etcd may have lost its data: a node that has such a VM tells the others of it again. So what was
-removed is remembered for a while (`KEPT`), for nodes that were away.
+A VM has a fact ``made`` or a fact ``gone``, never both: one transaction replaces the one by the other. A missing fact
+does not mean that the VM was removed, for etcd may have lost its data: a node that has the VM creates the fact again.
+Therefore the nodes remember for `KEPT` seconds that a VM was removed, for nodes that were away.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Reservation:
 
     Attributes:
         ips: its addresses; none if it was removed.
-        used: when it was last used, in seconds since 1970; it may have been used later, but not for long.
+        used: when it was last used, in seconds since 1970; a use soon after that is not told (`share_use`).
         remover: the node that is removing it; None if none is.
         removed: when it was removed, in seconds since 1970; None if it was not.
     """
@@ -103,7 +103,7 @@ def step(known: Reservation | None, here: Collection[Address] | None, *, removes
     Args:
         known: what the nodes have agreed on; None for nothing.
         here: the VM's addresses at this node; None if it has no such VM.
-        removes: if a node is removing it, that is this one, or one that is gone.
+        removes: whether the node that is removing it, if there is one, is this node, or is gone.
     """
     if known is None:
         return Step.NOTHING if here is None else Step.PUBLISH

@@ -1,9 +1,9 @@
 """
 The VMs of templates that other nodes of a cluster make and forget.
 
-Whenever something changes about such a VM, and again from time to time, this node compares what the nodes have agreed
-on (`ijitsu.IReservations`) with what it has, and does the step that is due. So it does not matter what it has missed
-while it was cut off, or did not run.
+Whenever something changes about such a VM, and every `TRY_AGAIN` seconds, this node compares what the nodes have agreed
+on (`ireservations.IReservations`) with the VMs that it has, and does the step that is due. So a node that was cut off,
+or did not run, need not know which changes it has missed.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ class SharedMembers:
             self._looking.stop()
 
     def _look(self) -> None:
-        """Look again at all VMs: at those of this node, and at those that it has not, or could not take."""
+        """Look again at all VMs of templates: those of this node, of the others, and those that were refused here."""
         own = (name for template in self._fleet.templates for name in self._fleet.members.of(template))
         for name in sorted({*own, *self._reservations.made, *self._conflicts, *self._refused}):
             self.made_changed(name)
 
     def made_changed(self, name: str) -> None:
-        """Look at the VM *name*, which something has changed about, after those that are to be looked at already."""
+        """Look at the VM *name*, about which something has changed, after the VMs that wait for that already."""
         if self._ended:
             return
         self._due[name] = None
@@ -177,7 +177,7 @@ class SharedMembers:
         await self._templates.adopt(*self._parsed(name), name, self._reservations.addresses(name))
 
     async def _publish(self, name: str, machine: Machine) -> None:
-        """Tell the other nodes of *machine*, which they do not know; perhaps they have another VM of its address."""
+        """Tell the other nodes of *machine*, which they do not know; if another VM has its address, stop serving it."""
         agreed = await self._reservations.reserve(name, machine.vm.ip)
         if agreed is not None:
             vm = self._conflicts.pop(name, None)

@@ -317,7 +317,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("templates", "jitsu_tw/backends/layer.py", "test.unit.backends.test_layer"): (
         ("os.link(new, layer.path)", "new.replace(layer.path)",
          "puts an empty layer in the place of one that a guest writes to"),
-        ("if _state(base) == noted:", "if _state(base):", "lets a guest find two disks mixed, as its base has changed"),
+        ('if _state(Path(name)) == f"{line}\\n":', "if _state(Path(name)):",
+         "lets a guest find two disks mixed, as a file below its disk has changed"),
         ("if before is None or one.stat().st_mtime < before:", "if one:",
          "breaks a layer that another process is making"),
     ),

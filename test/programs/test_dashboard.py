@@ -450,7 +450,7 @@ class DashboardTests(ProcessTestCase):
         self.open(3)
         self.until(lambda: self.is_shown("#template"))
         for choice, names, where in (
-            ("Of site", ["a0.site", "a1.site", "a2.site"], "site"), ("Without a template", ["www"], "-"),
+            ("Of site", ["a0.site", "a1.site", "a2.site"], "site"), ("Without a template", ["www"], "."),
         ):  # fmt: skip
             Select(self.page.find_element(By.ID, "template")).select_by_visible_text(choice)
             self.until(functools.partial(self.shows, names))

@@ -4,7 +4,7 @@ import {$, LABELS, few, kindOf, make, set} from "./view.js";
 import {other, vms} from "./server.js";
 import {go, place} from "./place.js";
 
-const NONE = "-";      // the choice of the VMs that no template has made; no template is called so
+const NONE = ".";      // the choice of the VMs that no template has made; no template has a dot in its name
 const PREFIX = "\0";   // what keys of templates' rows begin with: no VM is called so
 
 export const isKey = key => key.startsWith(PREFIX);

@@ -36,7 +36,7 @@ class Files:
     Attributes:
         unusable: why names cannot be looked up, by the path of a list or a program.
         scripts: the paths of lists that look like programs.
-        labels: those that are names of files beside the configuration, too.
+        labels: labels in `exists` that are names of files beside the configuration, too.
         layers: the folder in which the layers' directory is, or is to be made, if this user may not write there.
     """
 

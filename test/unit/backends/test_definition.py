@@ -78,6 +78,20 @@ class FillTests(SynchronousTestCase):
         self.assertEqual(["/l/a'/><b x='&"], [one.get("file") for one in root])
 
 
+    def test_comments(self) -> None:
+        """A label with two hyphens, which no comment of XML may have, is filled in everywhere else."""
+        file = Path(self.mktemp())
+        file.write_text(
+            "<domain><!-- ${label}\nis $$5 --><a b='${label}'>${label}<!----></a>"
+            "<c><![CDATA[<!-- ${label} -->]]></c></domain>"
+        )
+        root = domain_xml.parse(domain.text(attrs.evolve(made(define=file), name="xn--caf-dma.site")))
+        self.assertEqual(["xn--caf-dma", "<!-- xn--caf-dma -->"], [one.text for one in root])
+        self.assertEqual("xn--caf-dma", root[0].get("b"))
+        file.write_text("<domain><!-- open <a/></domain>")
+        self.assertIn("is not XML", str(self.assertRaises(BackendError, domain.text, made(define=file))))
+
+
 class FileTests(SynchronousTestCase):
     """What can be wrong with a file."""
 

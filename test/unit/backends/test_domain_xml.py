@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import libvirt
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.backends import domain_xml, image
+from jitsu_tw.backends import backing, domain_xml, image
 from jitsu_tw.backends.domain_xml import parse
 
 QEMU: Final = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
@@ -386,8 +386,8 @@ class ImageTests(SynchronousTestCase):
             expected = [str(one) for one in (top, middle, base)]
             if version == 3:
                 expected.insert(1, str(self.folder / "data"))
-            self.assertEqual(expected, list(image.chain(top, "qcow2")))
-            self.assertEqual([str(top)], list(image.chain(top, "raw")))
+            self.assertEqual(expected, list(backing.chain(top, "qcow2")))
+            self.assertEqual([str(top)], list(backing.chain(top, "raw")))
 
     def test_hidden_chain(self) -> None:
         """What is below a disk that its guest writes to may be hidden from Jitsu; another one must not be."""
@@ -403,12 +403,12 @@ class ImageTests(SynchronousTestCase):
         base = self.write("base", b"raw" * 100)
         middle = self.write("middle", qcow2("base"))
         top = self.write("top", qcow2("middle"))
-        self.assertEqual([str(one) for one in (top, middle, base)], list(image.chain(top, "qcow2")))
+        self.assertEqual([str(one) for one in (top, middle, base)], list(backing.chain(top, "qcow2")))
 
     def test_odd_chains(self) -> None:
         """A circle has an end; where a file is missing or on a network there is an error, and so no image."""
         circle = self.write("circle", qcow2("circle", "qcow2"))
-        self.assertEqual([str(circle)] * 2, list(image.chain(circle, "qcow2")))
+        self.assertEqual([str(circle)] * 2, list(backing.chain(circle, "qcow2")))
         for octets in (qcow2("nbd://host/disk"), qcow2("json:{}"), qcow2("missing")):
-            self.assertRaises(OSError, list, image.chain(self.write("odd", octets), "qcow2"))
-        self.assertEqual(1, len(list(image.chain(self.write("short", b"QFI"), "qcow2"))))
+            self.assertRaises(OSError, list, backing.chain(self.write("odd", octets), "qcow2"))
+        self.assertEqual(1, len(list(backing.chain(self.write("short", b"QFI"), "qcow2"))))

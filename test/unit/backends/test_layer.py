@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -165,9 +166,11 @@ class MakingTests(LayerTestCase):
 
     def test_base_is_no_image(self) -> None:
         """A base that is missing, empty, damaged, too large or too long to name is refused, and nothing is left."""
-        huge = qcow2.MAGIC + bytes(20) + b"\x7f" + bytes(7)
-        for content, words in ((None, "No such file"), (b"", "it is empty"), (qcow2.MAGIC + b"\0\0\0\3", "damaged"),
-                               (huge, "too large")):
+        head = qcow2.MAGIC + b"\0\0\0\3"
+        far, long = (head + struct.pack(">QIIQ", *numbers, 16, 1 << 20) for numbers in ((1 << 60, 9), (104, 1 << 31)))
+        for content, words in ((None, "No such file"), (b"", "it is empty"), (head, "damaged"), (far, "damaged"),
+                               (long, "damaged"), (head + bytes(16) + b"\x7f" + bytes(7), "too large"),
+                               (qcow2.MAGIC + b"\0\0\0\1" + bytes(64), "convert it: qemu-img")):
             if content is None:
                 self.base.unlink()
             else:
@@ -175,6 +178,11 @@ class MakingTests(LayerTestCase):
             for call in (layer.make, layer.check_base):
                 self.refused(str(self.base), words, call=call)
             self.assertFalse(self.layer.path.parent.exists())
+        self.base.unlink()
+        os.mkfifo(self.base)
+        for base in (self.base, self.folder, Path("/dev/zero")):
+            for call in (layer.make, layer.check_base):
+                self.refused(str(base), "no file and no block device", call=call, of=Layer(self.layer.path, base))
         deep = self.folder.joinpath(*["d" * 200] * 5)
         deep.mkdir(parents=True)
         (deep / "base.img").write_bytes(bytes(512))
@@ -240,6 +248,25 @@ class CheckTests(LayerTestCase):
         self.base.chmod(0o640)
         layer.check(self.layer)
 
+    def test_file_below_base_has_changed(self) -> None:
+        """A file that the base backs on is part of it, however it is called."""
+        deepest = self.folder / os.fsdecode(b"a \xff\xc2\x85 $%,'\".img")
+        deepest.write_bytes(bytes(1 << 20))
+        middle, upper = (Layer(self.folder / f"{name}.qcow2", below)
+                         for name, below in (("m", deepest), ("u", self.folder / "m.qcow2")))
+        layer.make(middle)
+        layer.make(upper)
+        layer.check(upper)
+        for path in (middle.path, deepest):
+            now = path.stat().st_mtime_ns
+            path.touch()
+            self.refused(str(path), "has changed since", call=layer.check, of=upper)
+            os.utime(path, ns=(0, now))
+        layer.check(upper)
+        deepest.unlink()
+        self.refused(str(deepest), "(No such file or directory)", call=layer.check, of=upper)
+        self.refused(str(deepest), "No such file", of=Layer(self.folder / "v.qcow2", upper.path))
+
     def test_template_has_another_base(self) -> None:
         """A template that has another base now makes new layers of that; old ones stay on theirs."""
         other = self.folder / "base-2.img"
@@ -256,8 +283,12 @@ class CheckTests(LayerTestCase):
     def test_note(self) -> None:
         """A layer without a note, which the operator has put there, is taken as it is; a bad note is an error."""
         note = self.layer.path.with_suffix(".base")
-        note.write_bytes(b"\xff")
-        self.refused(str(note), call=layer.check)
+        for octets in (b"", b"\xff", b"1 2 /a\0b\n", note.read_bytes().rstrip()):
+            note.write_bytes(octets)
+            self.refused(str(note), "is damaged", "jitsuctl forget", call=layer.check)
         note.unlink()
+        note.mkdir()
+        self.refused(str(note), "Is a directory", call=layer.check)
+        note.rmdir()
         self.base.touch()
         layer.check(self.layer)
