@@ -176,23 +176,14 @@ class Forgetting:
                 lost, self._retired[name] = error, _Retired(machine.vm, reason, counts, releases=False)
         try:
             await self._fleet.dismiss(machine, reason, keep=elsewhere or lost is not None)
-            if elsewhere and name not in self._fleet.machines and not reservations.is_made(name):
-                await self._remove_leftovers(machine)
+            if elsewhere:
+                await self._fleet.remove_leftovers(machine)
         finally:
             self._running.leaving.discard(name)
         await self._running.lock.run(self._write_off)
         if lost is not None:
             raise lost
         return True
-
-    async def _remove_leftovers(self, machine: Machine) -> None:
-        """
-        Remove what the hypervisor has of *machine*, which another node removes, or has removed.
-
-        This node may have defined it after that, when it was started, or connected again.
-        """
-        with suppress(BackendError):  # it is not there, or still runs: the other node removes it then
-            await machine.backend.remove(machine.vm)
 
     async def _write_off(self) -> None:
         """Remove from the state the retired VMs that are gone, and free their addresses; the lock is held."""

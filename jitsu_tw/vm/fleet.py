@@ -9,6 +9,7 @@ did not run in `uptime`. Which node owns a VM, and on which host it is, is known
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -314,6 +315,20 @@ class Fleet(Parts):
                 spawn(self.log, self.leases.end(machine, "its address is another VM's now"), machine.vm.name)
 
     # What the inventory reports (`IInventoryObserver`).
+
+    @deferred
+    async def remove_leftovers(self, machine: Machine) -> None:
+        """
+        Remove what the hypervisor has of *machine*, if a template has made it and it is no VM of the fleet any more.
+
+        This node may have defined the VM again, while the VM was being removed: when it was started, or looked up.
+        Nothing is removed if the VM was made anew.
+        """
+        name = machine.vm.name
+        is_anew = name in self.machines or self.cluster.reservations.is_made(name)
+        if machine.vm.template is not None and not is_anew:
+            with suppress(BackendError):  # it is not there, or still runs: then another node removes it
+                await machine.backend.remove(machine.vm)
 
     def hinted(self, machine: Machine) -> None:
         """Handle a hypervisor's event for *machine*."""

@@ -384,6 +384,7 @@ class Inventory:
             self._look_later(machine)
             return
         if self._machines.get(name) is not machine:
+            await self._observer.remove_leftovers(machine)
             return
         self._missing.discard(name)
         self._is_at(machine, uuid)

@@ -23,6 +23,9 @@ class IInventoryObserver(Interface):
     def removed_moved(machine: Machine) -> None:
         """Handle a new state of *machine*, which is not in the configuration any more; it may be gone."""
 
+    def remove_leftovers(machine: Machine) -> Awaitable[None]:
+        """Handle *machine*, which is none of the fleet any more, and which was looked up, and so perhaps defined."""
+
     def hinted(machine: Machine) -> None:
         """Handle a hypervisor's event for *machine*."""
 

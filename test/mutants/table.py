@@ -570,11 +570,12 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     (CLUSTER, "jitsu_tw/sync/forgetting.py", _MADE): (
         ("is_agreed = elsewhere or await reservations.retire(name, machine.vm.ip, before)", "is_agreed = True",
          "removes a VM without telling other nodes"),
-        ("            if elsewhere and name not in self._fleet.machines and not reservations.is_made(name):",
-         "            if False:", "leaves a definition that it has made after the removal"),
+        ("            if elsewhere:", "            if False:",
+         "leaves a definition that it has made after the removal"),
     ),
     (CLUSTER, "jitsu_tw/vm/fleet.py", _MADE): (
-        (" or self.cluster.reservations.is_made(name)", "", "removes a VM that other nodes have made anew"),
+        ("is_others(machine) or self.cluster.reservations.is_made(name)", "is_others(machine)",
+         "removes a VM that other nodes have made anew"),
         ("        if not self.cluster.ownership.connected:", "        if False:",
          "removes a VM while it is cut off, though others may have made it anew"),
     ),

@@ -677,6 +677,22 @@ class ForgettingTests(TemplatesTestCase):
         self.assertIsNone(cloud.fleet.inventory.machine(machine.uuid))
         self.assert_nothing(cloud)
 
+    def test_looked_up_meanwhile(self) -> None:
+        """What a look-up that had begun before defines after the removal is removed, too, but not a VM made anew."""
+        for anew in (False, True):
+            cloud = self.cloud()
+            cloud.ask()
+            held = cloud.hold(cloud.backend, "look_up")
+            cloud.fleet.inventory.find(cloud.machine())
+            self.successResultOf(cloud.templates.forget("alice.site"))
+            if anew:
+                self.patch(cloud.fleet.cluster.reservations, "is_made", lambda _: True)
+            held.callback(None)
+            cloud.clock.advance(0)
+            self.assertEqual(anew, bool(cloud.backend.guests))
+            if not anew:
+                self.assert_nothing(cloud)
+
     def test_cannot_stop(self) -> None:
         """A VM that cannot be stopped has no name any more, is shown, and goes when it can."""
         cloud = self.cloud()
