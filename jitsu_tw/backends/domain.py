@@ -459,15 +459,14 @@ def remove(connection: libvirt.virConnect, vm: VM) -> None:
         raise BackendError(definition.NOT_MADE)
     try:
         domain = connection.lookupByUUIDString(vm.uuid)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-            raise
-    else:
         if state(connection, vm.uuid) is Power.RUNNING:
             raise BackendError(definition.RUNS)
         if domain.isActive():
             domain.destroy()
         _undefine(domain)
+    except libvirt.libvirtError as error:  # it may be gone, by another node, at any of these calls
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
     image.drop(image.path(vm.images, vm.uuid))
     if vm.layer is not None:
         layer.remove(vm.layer)

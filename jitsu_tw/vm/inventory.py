@@ -364,6 +364,8 @@ class Inventory:
                         raise
         finally:
             self._looked_up.discard(machine)
+            if self._machines.get(machine.vm.name) is not machine:
+                await self._observer.remove_leftovers(machine)
 
     async def _look_at(self, machine: Machine) -> None:
         name = machine.vm.name
@@ -384,7 +386,6 @@ class Inventory:
             self._look_later(machine)
             return
         if self._machines.get(name) is not machine:
-            await self._observer.remove_leftovers(machine)
             return
         self._missing.discard(name)
         self._is_at(machine, uuid)

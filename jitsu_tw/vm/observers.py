@@ -24,7 +24,7 @@ class IInventoryObserver(Interface):
         """Handle a new state of *machine*, which is not in the configuration any more; it may be gone."""
 
     def remove_leftovers(machine: Machine) -> Awaitable[None]:
-        """Handle *machine*, which is none of the fleet any more, and which was looked up, and so perhaps defined."""
+        """Handle *machine*, which left the fleet while it was looked up, and which that may have defined anew."""
 
     def hinted(machine: Machine) -> None:
         """Handle a hypervisor's event for *machine*."""

@@ -179,6 +179,20 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         await self.watcher.until(lambda: (uuid, "destroyed") in self.watcher.told)
         self.assertIn((uuid, "booted"), self.watcher.told)
 
+    async def test_removed_by_two(self) -> None:
+        """A VM that another node removes at the same moment is gone, and so is its disk: that is no failure."""
+        machine = self.made_vm(disk=True)
+        assert machine.layer is not None
+        await self.backend.look_up(machine)
+
+        def gone(connection: Any, uuid: str) -> Power:
+            connection.lookupByUUIDString(uuid).undefine()
+            return Power.OFF
+
+        self.patch(domain, "state", gone)
+        await self.backend.remove(machine)
+        self.assertFalse(machine.layer.path.exists())
+
     async def test_own_words(self) -> None:
         """What libvirt refuses is an error in its words."""
         error = await self.assertFailure(
