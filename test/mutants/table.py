@@ -843,6 +843,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("not in {None, self._mac, self._forgotten.get(address)}", "is not None",
          "takes what the kernel remembers of a forgotten VM for a machine"),
         ("if len(self._making) >= MOST_MAKING:", "if False:", "makes any number of VMs at once"),
+        ("        await self._end_making(name)\n", "", "leaves the definition of a VM that is forgotten while it is made"),
     ),
     ("templates", "jitsu_tw/sync/forgetting.py", "test.unit.sync.test_templates"): (
         ("            if name in self._fleet.machines:\n                continue", "            pass",

@@ -33,6 +33,7 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.layout import made_at, origin_path
 from jitsu_tw.sync import forgetting, templates
 from jitsu_tw.sync.forgetting import FORGETS_EVERY
+from jitsu_tw.sync.reconfigure import ConfigChange
 from jitsu_tw.sync.templates import RESTS
 from test.support import EPOCH
 from test.support.templates import SITE, Cloud
@@ -469,6 +470,16 @@ class FailureTests(TemplatesTestCase):
         (event,) = [one for one in cloud.fleet.journal.decisions("alice.site") if one.kind == "forgotten"]
         self.assertIn("because its first start has failed", event.facts["reason"])
 
+    def test_first_start_stopped(self) -> None:
+        """A first start that an operator stops has failed like any other; clients and the operator are told."""
+        cloud = self.cloud({"boot_time": "5"})
+        answer = cloud.ask()
+        stopped = cloud.fleet.operator.stop("alice.site")
+        cloud.pump(6)
+        self.refused(answer, BootFailed, "stopped while it was starting")
+        self.assertIs(State.OFF, self.successResultOf(stopped))
+        self.assert_nothing(cloud)
+
     def test_second_start_fails(self) -> None:
         """A VM that has once been up is kept when a start fails."""
         cloud = self.cloud()
@@ -615,6 +626,23 @@ class ForgettingTests(TemplatesTestCase):
         self.assertIn("on its way already", str(self.failureResultOf(second, ConfigError).value))
         held.callback(None)
         self.assertIsNone(self.successResultOf(first))
+
+    def test_while_made(self) -> None:
+        """A VM that is being made is forgotten when it is made, so that no definition is written afterwards."""
+        for way in ("forgotten", "removed"):
+            cloud = self.cloud()
+            held = cloud.hold(cloud.backend, "look_up")
+            answer = cloud.ask()
+            if way == "forgotten":
+                done = cloud.templates.forget("alice.site")
+            else:
+                done = cloud.running.apply(ConfigChange(removed=("alice.site",)))
+            cloud.pump(1)
+            held.callback(None)
+            cloud.pump(1)
+            self.successResultOf(done)
+            self.successResultOf(answer.addErrback(lambda _: None))
+            self.assert_nothing(cloud)
 
     def test_asked_meanwhile(self) -> None:
         """While a VM is being forgotten its name makes none; afterwards it does, and the new one is in the state."""
