@@ -271,6 +271,7 @@ class Fleet(Parts):
             return False
         self.members.begin_removal(name)
         try:
+            await self.inventory.looked_up(machine)
             await machine.backend.remove(machine.vm)
         except NoSuchVM:
             return True

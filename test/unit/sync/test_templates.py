@@ -644,6 +644,20 @@ class ForgettingTests(TemplatesTestCase):
             self.successResultOf(answer.addErrback(lambda _: None))
             self.assert_nothing(cloud)
 
+    def test_while_looked_up(self) -> None:
+        """A VM is removed when no call is under way any more that looks it up: such a call may define it."""
+        cloud = self.cloud()
+        cloud.ask()
+        cloud.pump(200)
+        cloud.backend.guests.clear()
+        held = cloud.hold(cloud.backend, "look_up")
+        cloud.kill()
+        done = cloud.templates.forget("alice.site")
+        cloud.pump(1)
+        held.callback(None)
+        self.successResultOf(done)
+        self.assert_nothing(cloud)
+
     def test_asked_meanwhile(self) -> None:
         """While a VM is being forgotten its name makes none; afterwards it does, and the new one is in the state."""
         cloud = self.cloud()
