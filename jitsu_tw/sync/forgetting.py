@@ -195,6 +195,7 @@ class Forgetting:
         for name, one in tuple(self._retired.items()):
             if name in self._fleet.machines:
                 continue
+            await self._fleet.store.written()  # a commit of statistics that is being prepared may have those of the VM
             uuid = str(one.vm.uuid)
             self._fleet.store.config.forget(uuid)
             changes = {f"{VMS}/{uuid}": None, origin_path(uuid): None, f"jitsu/stats/{uuid}": None}

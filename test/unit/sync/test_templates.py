@@ -35,6 +35,7 @@ from jitsu_tw.sync import forgetting, templates
 from jitsu_tw.sync.forgetting import FORGETS_EVERY
 from jitsu_tw.sync.reconfigure import ConfigChange
 from jitsu_tw.sync.templates import RESTS
+from jitsu_tw.vm import persistence
 from test.support import EPOCH
 from test.support.templates import SITE, Cloud
 
@@ -656,6 +657,20 @@ class ForgettingTests(TemplatesTestCase):
         cloud.pump(1)
         held.callback(None)
         self.successResultOf(done)
+        self.assert_nothing(cloud)
+
+    def test_statistics_prepared(self) -> None:
+        """Statistics that are being prepared for a commit, in slices of time, are not written behind the removal."""
+        cloud = self.cloud()
+        cloud.ask()
+        cloud.pump(200)
+        self.patch(persistence, "SLICE", 1)
+        cloud.fleet.stats.changed.add("alice.site")
+        cloud.fleet.store._save_if_due()
+        self.assertFalse(cloud.fleet.store.written().called)
+        forgotten = cloud.templates.forget("alice.site")
+        cloud.pump(1)
+        self.successResultOf(forgotten)
         self.assert_nothing(cloud)
 
     def test_asked_meanwhile(self) -> None:
