@@ -17,6 +17,7 @@ from collections import OrderedDict
 from fnmatch import fnmatchcase
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
@@ -42,6 +43,7 @@ from jitsu_tw.text import abridged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.wire import Source
@@ -220,10 +222,19 @@ class Listing:
         """Begin to look at the file in a thread, unless a thread is looking already."""
         if not self._is_read:
             self._is_read = True
-            deferToThread(read, self._path, self.content).addBoth(self._looked)
+            late = self._reactor.callLater(ANSWERS_WITHIN, self._late)
+            deferToThread(read, self._path, self.content).addBoth(self._looked, late)
 
-    def _looked(self, result: Content | Failure) -> None:
+    def _late(self) -> None:
+        """Wait no longer for the file, which may be that of a server, until it has been read after all."""
+        self.trouble = ExistenceUnknown(f"{self._path} has not been read within {ANSWERS_WITHIN:g} s")
+        self.fresh_until = inf
+        self._tell()
+
+    def _looked(self, result: Content | Failure, late: IDelayedCall) -> None:
         """Note what the file is, and tell the callers that wait."""
+        if late.active():
+            late.cancel()
         self._is_read, self.fresh_until, self.trouble = False, self._reactor.seconds() + LOOK_EVERY, None
         if not isinstance(result, Content):
             self.trouble = ExistenceUnknown(result.getErrorMessage())
@@ -234,6 +245,9 @@ class Listing:
             old, self.content = self.content.labels, result
             if old is not None:
                 spawn(self.log, in_slices(self._reactor, old.freeing()))
+        self._tell()
+
+    def _tell(self) -> None:
         waiting = tuple(self._waiting)
         self._waiting.clear()
         for waiter in waiting:
@@ -340,7 +354,7 @@ class Existing:
                         del self._listings[old]
                 listing = self._listings[path] = Listing(path, self._reactor)
             if self._reactor.seconds() >= listing.fresh_until:
-                await self._within(listing.look(), path)
+                await listing.look()
             if listing.trouble is None and listing.content.labels is not None:
                 self.troubles.pop(path, None)
 

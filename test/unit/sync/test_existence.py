@@ -209,6 +209,26 @@ class ListTests(SynchronousTestCase):
         held.callback(None)
         self.assertTrue(self.successResultOf(waits))
 
+    def test_hangs(self) -> None:
+        """A list that is not read in time is a trouble until it is read, also if no client has waited for that."""
+        self.write("alice\n")
+        held: Deferred[None] = Deferred()
+        self.patch(existence, "deferToThread", lambda *args: self._held(held, *args))
+        site = template(str(self.path.absolute()))
+        waits = self.existing.exists(site, "alice", HERE)
+        waits.cancel()
+        self.failureResultOf(waits)
+        self.clock.advance(ANSWERS_WITHIN)
+        self.assertIn("has not been read within 5 s", self.why_not())
+        self.clock.advance(100)
+        self.assertIn("has not been read within 5 s", self.why_not("bob"))
+        self.assertEqual([str(self.path.absolute())], list(self.existing.troubles))
+        held.callback(None)
+        self.assertTrue(self.has("alice"))
+        self.clock.advance(LOOK_EVERY + OLD_FOR)
+        self.assertTrue(self.has("alice"))
+        self.assertEqual(({}, []), (self.existing.troubles, self.clock.getDelayedCalls()))
+
     def test_unusable(self) -> None:
         """A file that is not there, too large, no text, or no file is named; it is looked at again a second later."""
         self.assertIn("cannot be read: No such file", self.why_not())
