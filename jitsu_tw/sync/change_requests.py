@@ -113,6 +113,7 @@ class ChangeRequests:
         self._waits = _Waits()
         self._budgets = Budgets()
         self._built: dict[str, tuple[VM, Template, VM | None]] = {}
+        self._prepared: list[Template] = []
 
     # Beginning and end.
 
@@ -341,10 +342,10 @@ class ChangeRequests:
 
     def _members(self, changed: Sequence[VM], others: Container[str]) -> list[VM]:
         """Return the VMs that follow the templates among *changed*, with their new settings; not those in *others*."""
+        templates = [template for template in changed if isinstance(template, Template)]
         return [
             vm
-            for template in changed
-            if isinstance(template, Template)
+            for template in (next((one for one in self._prepared if one == each), each) for each in templates)
             for name in self._fleet.members.of(template.name)
             if name not in others
             and self._running.serves(name)
@@ -355,7 +356,7 @@ class ChangeRequests:
         """Return the VM *name* as *template* builds it; None if that leaves all of its settings as they are."""
         uuid, vm = self._running.named(name)
         built = self._built.get(name)
-        if built is None or built[0] is not vm or built[1] != template:
+        if built is None or built[0] is not vm or built[1] is not template:
             new = rebuilt(uuid, vm, _with_template(self._running.settings, template))
             built = self._built[name] = vm, template, new
         return built[2]
@@ -368,6 +369,7 @@ class ChangeRequests:
             ConfigError: a template, or a VM of it, cannot be built.
         """
         self._built.clear()
+        self._prepared.clear()
 
         def building() -> Iterator[None]:
             for uuid, change in changes.items():
@@ -376,6 +378,7 @@ class ChangeRequests:
                     template, _ = vm_of(uuid, change.files, change.was, self._running.settings)
                     if isinstance(template, Template):
                         template = attrs.evolve(template, uuid=self._fleet.templates[name].uuid)
+                        self._prepared.append(template)
                         for member in self._fleet.members.of(name):
                             if member in self._fleet.machines and self._running.serves(member):
                                 self._rebuilt(member, template)

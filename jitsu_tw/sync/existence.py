@@ -17,6 +17,7 @@ from collections import OrderedDict
 from fnmatch import fnmatchcase
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
@@ -29,16 +30,20 @@ from twisted.web.client import Agent
 
 from jitsu_tw.bounded_web import BoundedEndpoints, Unread
 from jitsu_tw.config.vms import LABEL
-from jitsu_tw.coroutines import deferred
+from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ExistenceUnknown, Prohibited
 from jitsu_tw.networks import network
 from jitsu_tw.processes import Process, run
 from jitsu_tw.settings import Asks
 from jitsu_tw.shares import Line, Places
+from jitsu_tw.slices import in_slices
 from jitsu_tw.text import abridged
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from jitsu_tw.dns.wire import Source
@@ -67,6 +72,9 @@ MOST_KEPT: Final = 10_000
 #: In octets: the largest list that is read. It has a million labels of 15 letters, which take 100 MB of memory.
 LARGEST_LIST: Final = 16 * 1024 * 1024
 
+#: Into how many sets the labels of a list are divided.
+PARTS: Final = 512
+
 #: Lines of a list that are no labels, of which the log has the places.
 MOST_NAMED: Final = 3
 
@@ -87,6 +95,32 @@ OLD_FOR: Final = 1.0
 FORGET_FILE_AFTER: Final = 600.0
 
 
+class Labels:
+    """
+    A set of labels, in many small parts.
+
+    To copy, or to free, one set of a million labels takes 50 ms, in which no other thread of the process runs.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._parts: list[set[str]] = [set() for _ in range(PARTS)]
+
+    def add(self, label: str) -> None:
+        """Add *label*."""
+        self._parts[hash(label) % PARTS].add(label)
+
+    def __contains__(self, label: str) -> bool:
+        """Return whether *label* is in it."""
+        return label in self._parts[hash(label) % PARTS]
+
+    def freeing(self) -> Iterator[None]:
+        """Free the labels, step by step; nothing is to be looked up any more."""
+        while self._parts:
+            self._parts.pop()
+            yield
+
+
 @attrs.frozen
 class Content:
     """
@@ -100,7 +134,7 @@ class Content:
     """
 
     version: tuple[int, ...] = ()
-    labels: frozenset[str] | None = frozenset()
+    labels: Labels | None = attrs.field(factory=Labels, eq=False)
     bad: tuple[str, ...] = ()
     number: int = 0
 
@@ -125,17 +159,17 @@ def read(path: Path, known: Content) -> Content:
             octets = file.read(LARGEST_LIST + 1)
         if len(octets) > LARGEST_LIST:
             raise ExistenceUnknown(f"{path} is larger than {LARGEST_LIST // 1024**2} MiB")
-        return _listed(octets.decode(), path, version)
+        return _listed(octets, path, version)
     except OSError as error:
         raise ExistenceUnknown(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeError as error:
         raise ExistenceUnknown(f"{path} is not text in UTF-8") from error
 
 
-def _listed(text: str, path: Path, version: tuple[int, ...]) -> Content:
+def _listed(octets: bytes, path: Path, version: tuple[int, ...]) -> Content:
     """Return the labels that the lines of a list are; what is behind a # is for people."""
-    labels, bad, number = set[str](), list[str](), 0
-    for at, line in enumerate(io.StringIO(text), 1):
+    labels, bad, number = Labels(), list[str](), 0
+    for at, line in enumerate(io.TextIOWrapper(io.BytesIO(octets), "utf-8", newline="\n"), 1):
         label = line.partition("#")[0].strip().lower()
         if LABEL.fullmatch(label):  # to convert a label of another script takes forty times as long
             labels.add(label)
@@ -146,7 +180,7 @@ def _listed(text: str, path: Path, version: tuple[int, ...]) -> Content:
             else:
                 number += 1
                 bad += [f"{path}:{at}"] if len(bad) < MOST_NAMED else []
-    return Content(version, frozenset(labels), tuple(bad), number)
+    return Content(version, labels, tuple(bad), number)
 
 
 def _wire(label: str) -> bytes:
@@ -188,10 +222,19 @@ class Listing:
         """Begin to look at the file in a thread, unless a thread is looking already."""
         if not self._is_read:
             self._is_read = True
-            deferToThread(read, self._path, self.content).addBoth(self._looked)
+            late = self._reactor.callLater(ANSWERS_WITHIN, self._late)
+            deferToThread(read, self._path, self.content).addBoth(self._looked, late)
 
-    def _looked(self, result: Content | Failure) -> None:
+    def _late(self) -> None:
+        """Wait no longer for the file, which may be that of a server, until it has been read after all."""
+        self.trouble = ExistenceUnknown(f"{self._path} has not been read within {ANSWERS_WITHIN:g} s")
+        self.fresh_until = inf
+        self._tell()
+
+    def _looked(self, result: Content | Failure, late: IDelayedCall) -> None:
         """Note what the file is, and tell the callers that wait."""
+        if late.active():
+            late.cancel()
         self._is_read, self.fresh_until, self.trouble = False, self._reactor.seconds() + LOOK_EVERY, None
         if not isinstance(result, Content):
             self.trouble = ExistenceUnknown(result.getErrorMessage())
@@ -199,7 +242,12 @@ class Listing:
             if result.number:
                 message = "{places}: {number} lines are no labels, so they are left out; write what stands for the *"
                 self.log.warn(message, places=", ".join(result.bad), number=result.number)
-            self.content = result
+            old, self.content = self.content.labels, result
+            if old is not None:
+                spawn(self.log, in_slices(self._reactor, old.freeing()))
+        self._tell()
+
+    def _tell(self) -> None:
         waiting = tuple(self._waiting)
         self._waiting.clear()
         for waiter in waiting:
@@ -306,7 +354,7 @@ class Existing:
                         del self._listings[old]
                 listing = self._listings[path] = Listing(path, self._reactor)
             if self._reactor.seconds() >= listing.fresh_until:
-                await self._within(listing.look(), path)
+                await listing.look()
             if listing.trouble is None and listing.content.labels is not None:
                 self.troubles.pop(path, None)
 

@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from jitsu_tw.coroutines import deferred, report
 from jitsu_tw.errors import BackendError, ClusterUnavailable, ConfigError, JitsuError, StoreError
-from jitsu_tw.ijitsu import IForgets
 from jitsu_tw.neighbours import mac_of
 from jitsu_tw.rules.lifecycle import DOWN
 from jitsu_tw.slices import in_slices
@@ -69,7 +67,6 @@ class _Retired:
     releases: bool
 
 
-@implementer(IForgets)
 class Forgetting:
     """
     Forgets VMs of templates.
@@ -92,7 +89,6 @@ class Forgetting:
         self._looking = LoopingCall(self._look)
         self._looking.clock = clocks.reactor
         self._began = self._started = 0.0
-        running.follow(self)
 
     def start(self) -> None:
         """Begin to look for VMs that nobody has used for long; in a dry run, forget none."""
@@ -190,6 +186,7 @@ class Forgetting:
         for name, one in tuple(self._retired.items()):
             if name in self._fleet.machines:
                 continue
+            await self._fleet.store.written()  # a commit of statistics that is being prepared may have those of the VM
             uuid = str(one.vm.uuid)
             self._fleet.store.config.forget(uuid)
             changes = {f"{VMS}/{uuid}": None, origin_path(uuid): None, f"jitsu/stats/{uuid}": None}

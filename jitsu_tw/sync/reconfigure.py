@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.dns.zone import Zone
     from jitsu_tw.ijitsu import IForgets
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.vm.fleet import Fleet
@@ -200,11 +201,22 @@ class LiveConfig:
 
     def _changing(self, changed: Iterable[VM]) -> Iterator[None]:
         """Give the VMs that have *changed* their settings, step by step: a template may have very many."""
+        zones: set[Zone] = set()
+        retimed = []
         for vm in changed:
+            before = self.named(vm.name)[1]
             if vm.template is not None:  # its template may have given it other names
                 self._fleet.store.config.outdate(*self.named(vm.name), overrule=False)
             self._begin(vm)
+            if before.ttl != vm.ttl and not _renames(before, vm):
+                self._exchange((before,), (vm,))
+                zones |= {*names.zones_of(self._zones, vm)}
+                retimed.append(vm.name)
             yield
+        for zone in zones:
+            zone.bump()
+        if retimed:
+            self._changed(retimed)
 
     def _begin(self, vm: VM) -> None:
         """Add *vm*, or give the one of that name these settings, and find it at its hypervisor."""
@@ -375,11 +387,11 @@ class LiveConfig:
         return found
 
     def _names(self, change: ConfigChange) -> tuple[list[VM], list[VM]]:
-        """Return the VMs whose records go, and those whose records come."""
+        """Return the VMs whose records go, and those whose records come; a new TTL alone is a matter of `_changing`."""
         old, new = [self.named(name)[1] for name in change.removed], [*change.added]
         for vm in change.changed:
             before = self.named(vm.name)[1]
-            if (before.dns, before.ip, before.ttl) != (vm.dns, vm.ip, vm.ttl):
+            if _renames(before, vm):
                 old.append(before)
                 new.append(vm)
         return old, new
@@ -399,3 +411,8 @@ class LiveConfig:
             for before in old:
                 names.put(self._zones, before)
             raise ConfigError(error.message, vm.dns_place[0], None, f"{vm.name}: dns") from error
+
+
+def _renames(before: VM, vm: VM) -> bool:
+    """Return whether *vm* has other names or addresses than *before*."""
+    return (before.dns, before.ip) != (vm.dns, vm.ip)

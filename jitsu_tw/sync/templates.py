@@ -37,7 +37,7 @@ from jitsu_tw.errors import (
     StoreError,
     Unproven,
 )
-from jitsu_tw.ijitsu import ITemplateControl, ITemplates, TemplateCounts
+from jitsu_tw.ijitsu import IForgets, ITemplateControl, ITemplates, TemplateCounts
 from jitsu_tw.neighbours import mac_of, routers
 from jitsu_tw.networks import network
 from jitsu_tw.rules.addresses import choose, size
@@ -175,7 +175,7 @@ class _Tally:
     asked: Counter[str] = attrs.field(factory=Counter)
 
 
-@implementer(ITemplates, ITemplateControl)
+@implementer(ITemplates, ITemplateControl, IForgets)
 class Templates:
     """
     Makes the VMs of templates.
@@ -208,6 +208,7 @@ class Templates:
         self._chosen: dict[Address, str] = {}
         self._failed: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._tallies: dict[str, _Tally] = {}
+        running.follow(self)
 
     def start(self) -> None:
         """Begin to forget VMs that nobody uses any more; log what an operator should know of the templates."""
@@ -643,6 +644,20 @@ class Templates:
                 found[name] = sentences
         return found
 
-    def forget(self, name: str) -> Deferred[None]:
-        """Stop and remove the VM *name* (`Forgetting.forget`)."""
-        return self._forgetting.forget(name)
+    @deferred
+    async def forget(self, name: str) -> None:
+        """Stop and remove the VM *name* (`Forgetting.forget`), when its making has ended."""
+        await self._end_making(name)
+        await self._forgetting.forget(name)
+
+    @deferred
+    async def retire(self, machine: Machine, reason: str) -> bool:
+        """Stop and remove *machine* (`Forgetting.retire`), when its making has ended."""
+        await self._end_making(machine.vm.name)
+        return self._fleet.machines.get(machine.vm.name) is machine and await self._forgetting.retire(machine, reason)
+
+    async def _end_making(self, name: str) -> None:
+        """Wait until the VM *name* is made, or not: what is removed before its definition is written would stay."""
+        if name in self._making:
+            with suppress(Exception):  # wide: the questions that wait are told
+                await self._making[name].wait()

@@ -272,6 +272,7 @@ class Fleet(Parts):
             return False
         self.members.begin_removal(name)
         try:
+            await self.inventory.looked_up(machine)
             await machine.backend.remove(machine.vm)
         except NoSuchVM:
             return True
@@ -281,6 +282,18 @@ class Fleet(Parts):
         finally:
             self.members.end_removal(name)
         return True
+
+    async def remove_leftovers(self, machine: Machine) -> None:
+        """
+        Remove what the hypervisor has of *machine*, which another node removes, or has removed; not if it is made anew.
+
+        This node may have defined the VM after that, when it was started, looked up, or connected again.
+        """
+        name = machine.vm.name
+        await self.inventory.looked_up(machine)
+        if name not in self.machines and not self.cluster.reservations.is_made(name):
+            with suppress(BackendError):  # it is not there, or still runs: the other node removes it then
+                await machine.backend.remove(machine.vm)
 
     def problems_of(self, machine: Machine) -> list[str]:
         """Return what an operator should know of *machine* besides its state, in sentences."""
@@ -315,20 +328,6 @@ class Fleet(Parts):
                 spawn(self.log, self.leases.end(machine, "its address is another VM's now"), machine.vm.name)
 
     # What the inventory reports (`IInventoryObserver`).
-
-    @deferred
-    async def remove_leftovers(self, machine: Machine) -> None:
-        """
-        Remove what the hypervisor has of *machine*, if a template has made it and it is no VM of the fleet any more.
-
-        This node may have defined the VM again, while the VM was being removed: when it was started, or looked up.
-        Nothing is removed if the VM was made anew.
-        """
-        name = machine.vm.name
-        is_anew = name in self.machines or self.cluster.reservations.is_made(name)
-        if machine.vm.template is not None and not is_anew:
-            with suppress(BackendError):  # it is not there, or still runs: then another node removes it
-                await machine.backend.remove(machine.vm)
 
     def hinted(self, machine: Machine) -> None:
         """Handle a hypervisor's event for *machine*."""

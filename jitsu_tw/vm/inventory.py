@@ -117,7 +117,7 @@ class Inventory:
         self._record, self._journal, self._reactor, self._observer = record, journal, reactor, observer
         self._by_uuid: dict[str, Machine] = {}
         self._missing: set[str] = set()
-        self._looked_up: set[Machine] = set()
+        self._looked_up: dict[Machine, set[Deferred[None]]] = {}
         self._strangers = 0
         self._looks: dict[str, IDelayedCall] = {}
         self._started = False
@@ -353,7 +353,9 @@ class Inventory:
         Raises:
             NoSuchVM: its hypervisor does not know it.
         """
-        self._looked_up.add(machine)
+        ended: Deferred[None] = Deferred()
+        looks = self._looked_up.setdefault(machine, set())
+        looks.add(ended)
         try:
             while True:
                 strangers = self._strangers
@@ -363,9 +365,15 @@ class Inventory:
                     if strangers == self._strangers:  # else one of them may be this VM, defined since we asked
                         raise
         finally:
-            self._looked_up.discard(machine)
-            if self._machines.get(machine.vm.name) is not machine:
-                await self._observer.remove_leftovers(machine)
+            looks.discard(ended)
+            if not looks:
+                del self._looked_up[machine]
+            ended.callback(None)
+
+    async def looked_up(self, machine: Machine) -> None:
+        """Wait until no call is under way that looks *machine* up, and may define it."""
+        while machine in self._looked_up:
+            await next(iter(self._looked_up[machine]))
 
     async def _look_at(self, machine: Machine) -> None:
         name = machine.vm.name

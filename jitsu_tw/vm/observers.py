@@ -23,9 +23,6 @@ class IInventoryObserver(Interface):
     def removed_moved(machine: Machine) -> None:
         """Handle a new state of *machine*, which is not in the configuration any more; it may be gone."""
 
-    def remove_leftovers(machine: Machine) -> Awaitable[None]:
-        """Handle *machine*, which left the fleet while it was looked up, and which that may have defined anew."""
-
     def hinted(machine: Machine) -> None:
         """Handle a hypervisor's event for *machine*."""
 

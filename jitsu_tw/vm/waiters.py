@@ -98,7 +98,8 @@ class Waiters:
     def answer_all(self, *, ready: bool) -> None:
         """Answer all waiters; *ready*: the VM is."""
         for waiter in list(self._waiting):
-            self.answer(waiter, ready=ready)
+            if waiter in self._waiting:  # an earlier one may have stopped the VM, which fails the others
+                self.answer(waiter, ready=ready)
 
     def fail(self, waiter: Deferred[bool], error: Exception) -> None:
         """Fail one waiter with *error*."""
@@ -109,7 +110,8 @@ class Waiters:
     def fail_all(self, kind: type[Exception], message: str) -> None:
         """Fail all waiters, each with an error of its own."""
         for waiter in list(self._waiting):
-            self.fail(waiter, kind(message))
+            if waiter in self._waiting:  # an earlier one may have stopped the VM, which fails the others
+                self.fail(waiter, kind(message))
 
     def forget(self, waiter: Deferred[bool]) -> None:
         """Remove *waiter*."""

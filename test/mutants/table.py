@@ -845,6 +845,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("not in {None, self._mac, self._forgotten.get(address)}", "is not None",
          "takes what the kernel remembers of a forgotten VM for a machine"),
         ("if len(self._making) >= MOST_MAKING:", "if False:", "makes any number of VMs at once"),
+        ("        await self._end_making(name)\n", "", "removes a VM before it is made"),
     ),
     ("templates", "jitsu_tw/sync/forgetting.py", "test.unit.sync.test_templates"): (
         ("            if name in self._fleet.machines:\n                continue", "            pass",
@@ -883,6 +884,9 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "answers for a VM again that is being forgotten"),
         ("            if is_made and not one.files:", "            if False:",
          "takes a VM out of the state before its hypervisor has forgotten it"),
+    ),
+    ("templates", "jitsu_tw/vm/fleet.py", "test.unit.sync.test_templates"): (
+        ("            await self.inventory.looked_up(machine)\n", "", "removes a VM before it is defined"),
     ),
     ("templates", "jitsu_tw/vm/inventory.py", "test.unit.sync.test_templates"): (
         ("and not is_forgotten:", ":", "defines a VM again that was removed"),

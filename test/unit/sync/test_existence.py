@@ -27,6 +27,7 @@ from jitsu_tw import bounded_web
 from jitsu_tw.dns.wire import Source
 from jitsu_tw.errors import ExistenceUnknown, Prohibited
 from jitsu_tw.settings import Asks, Existence
+from jitsu_tw.slices import SLICE, in_slices
 from jitsu_tw.sync import existence
 from jitsu_tw.sync.existence import (
     ANSWERS_WITHIN,
@@ -39,6 +40,7 @@ from jitsu_tw.sync.existence import (
     MOST_WAITING,
     MOST_WAITING_OF_ONE,
     OLD_FOR,
+    PARTS,
     Content,
     Existing,
     read,
@@ -46,7 +48,7 @@ from jitsu_tw.sync.existence import (
 from test.support import BoundedClock
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable, Iterator
 
     from jitsu_tw.settings import Template
 
@@ -207,6 +209,26 @@ class ListTests(SynchronousTestCase):
         held.callback(None)
         self.assertTrue(self.successResultOf(waits))
 
+    def test_hangs(self) -> None:
+        """A list that is not read in time is a trouble until it is read, also if no client has waited for that."""
+        self.write("alice\n")
+        held: Deferred[None] = Deferred()
+        self.patch(existence, "deferToThread", lambda *args: self._held(held, *args))
+        site = template(str(self.path.absolute()))
+        waits = self.existing.exists(site, "alice", HERE)
+        waits.cancel()
+        self.failureResultOf(waits)
+        self.clock.advance(ANSWERS_WITHIN)
+        self.assertIn("has not been read within 5 s", self.why_not())
+        self.clock.advance(100)
+        self.assertIn("has not been read within 5 s", self.why_not("bob"))
+        self.assertEqual([str(self.path.absolute())], list(self.existing.troubles))
+        held.callback(None)
+        self.assertTrue(self.has("alice"))
+        self.clock.advance(LOOK_EVERY + OLD_FOR)
+        self.assertTrue(self.has("alice"))
+        self.assertEqual(({}, []), (self.existing.troubles, self.clock.getDelayedCalls()))
+
     def test_unusable(self) -> None:
         """A file that is not there, too large, no text, or no file is named; it is looked at again a second later."""
         self.assertIn("cannot be read: No such file", self.why_not())
@@ -277,6 +299,27 @@ class ListTests(SynchronousTestCase):
             self.existing.exists(template(f"/nowhere/{number}"), "a", HERE).addErrback(lambda _: None)
             self.clock.advance(existence.FORGET_FILE_AFTER + LOOK_EVERY + 1)
         self.assertEqual(["/nowhere/2"], list(self.existing._listings))
+
+    def test_freed(self) -> None:
+        """The labels of a list that has changed are freed in slices of time: there may be a million of them."""
+        self.write("".join(f"user-{number}\n" for number in range(1000)))
+        self.has("alice")
+        (listing,) = self.existing._listings.values()
+        old = listing.content.labels
+        assert old is not None
+        self.assertLess(max(map(len, old._parts)), 20)
+        self.patch(existence, "in_slices", lambda reactor, work: in_slices(reactor, self._slowly(work)))
+        self.write("alice\n")
+        self.clock.advance(LOOK_EVERY + OLD_FOR)
+        self.assertTrue(self.has("alice"))
+        self.assertGreater(len(old._parts), PARTS - 10)
+        self.clock.pump([1] * PARTS)
+        self.assertEqual([], old._parts)
+
+    def _slowly(self, work: Iterable[None]) -> Iterator[None]:
+        for _ in work:
+            self.clock.rightNow += SLICE
+            yield
 
     def test_million(self) -> None:
         """A list of very many labels is read in a moment, by the quick way for plain ones."""

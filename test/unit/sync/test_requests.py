@@ -161,7 +161,7 @@ class ChangeTests(RequestsTestCase):
         self.assertEqual("", self.ask(below(WWW, {"dns/www.jitsu.test/ttl": "5"})))
         self.assertEqual(5, self.ttl())
         self.assertEqual([8], [zone.serial for zone in self.zones])
-        self.assertEqual([{"www"}], self.changed)
+        self.assertEqual([{"www"}, {"www"}], self.changed)  # before its settings are others, and when its records are
         self.assertEqual("5", self.tree(f"jitsu/vm/{WWW}/")["dns/www.jitsu.test/ttl"])
 
     def test_unknown_uuid(self) -> None:

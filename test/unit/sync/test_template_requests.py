@@ -29,6 +29,7 @@ from test.unit.sync.test_requests import DB, FILE, WWW, RequestsTestCase, below
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from jitsu_tw.settings import VM
     from jitsu_tw.sync.reconfigure import Outcome
 
 HERE: Final = Source("192.0.2.1", 4711, proven=True)
@@ -401,6 +402,24 @@ class RequestTests(TemplateCase):
         self.assertEqual("", self.ask(below(template_uuid(), {"config/idle/0": "70"})))
         self.assertEqual((20, 20), (len(built), len(set(built))))
         self.assertEqual({70.0}, {machine.vm.idle for machine in self.fleet.machines.values() if machine.vm.template})
+
+    def test_many_ttls(self) -> None:
+        """A new TTL is given to the VMs of a template one by one, for there may be very many; then secondaries ask."""
+        for number in range(20):
+            self.make(f"u{number}")
+        exchange, sizes = self.running._exchange, list[int]()
+
+        def counted(old: Iterable[VM], new: Iterable[VM]) -> None:
+            sizes.append(len([*new]))
+            exchange(old, new)
+
+        self.patch(self.running, "_exchange", counted)
+        serial = next(iter(self.zones)).serial
+        self.assertEqual("", self.ask(below(template_uuid(), {"dns/*.sites.jitsu.test/ttl": "70"})))
+        self.assertEqual(1, max(sizes))
+        ttls = [record.ttl for zone in self.zones for record in zone.records() if record.name.name.startswith(b"u")]
+        self.assertEqual([70] * 20, ttls)
+        self.assertEqual(serial + 1, next(iter(self.zones)).serial)
 
 
 class ReloadTests(TemplateCase):

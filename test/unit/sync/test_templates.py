@@ -24,7 +24,6 @@ from jitsu_tw.errors import (
     ConfigError,
     ExistenceUnknown,
     NoCapacity,
-    NoSuchVM,
     Prohibited,
     StoreError,
     Unproven,
@@ -34,7 +33,9 @@ from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.store.layout import made_at, origin_path
 from jitsu_tw.sync import forgetting, templates
 from jitsu_tw.sync.forgetting import FORGETS_EVERY
+from jitsu_tw.sync.reconfigure import ConfigChange
 from jitsu_tw.sync.templates import RESTS
+from jitsu_tw.vm import persistence
 from test.support import EPOCH
 from test.support.templates import SITE, Cloud
 
@@ -470,6 +471,16 @@ class FailureTests(TemplatesTestCase):
         (event,) = [one for one in cloud.fleet.journal.decisions("alice.site") if one.kind == "forgotten"]
         self.assertIn("because its first start has failed", event.facts["reason"])
 
+    def test_first_start_stopped(self) -> None:
+        """A first start that an operator stops has failed like any other; clients and the operator are told."""
+        cloud = self.cloud({"boot_time": "5"})
+        answer = cloud.ask()
+        stopped = cloud.fleet.operator.stop("alice.site")
+        cloud.pump(6)
+        self.refused(answer, BootFailed, "stopped while it was starting")
+        self.assertIs(State.OFF, self.successResultOf(stopped))
+        self.assert_nothing(cloud)
+
     def test_second_start_fails(self) -> None:
         """A VM that has once been up is kept when a start fails."""
         cloud = self.cloud()
@@ -617,6 +628,51 @@ class ForgettingTests(TemplatesTestCase):
         held.callback(None)
         self.assertIsNone(self.successResultOf(first))
 
+    def test_while_made(self) -> None:
+        """A VM that is being made is forgotten when it is made, so that no definition is written afterwards."""
+        for way in ("forgotten", "removed"):
+            cloud = self.cloud()
+            held = cloud.hold(cloud.backend, "look_up")
+            answer = cloud.ask()
+            if way == "forgotten":
+                done = cloud.templates.forget("alice.site")
+            else:
+                done = cloud.running.apply(ConfigChange(removed=("alice.site",)))
+            cloud.pump(1)
+            held.callback(None)
+            cloud.pump(1)
+            self.successResultOf(done)
+            self.successResultOf(answer.addErrback(lambda _: None))
+            self.assert_nothing(cloud)
+
+    def test_while_looked_up(self) -> None:
+        """A VM is removed when no call is under way any more that looks it up: such a call may define it."""
+        cloud = self.cloud()
+        cloud.ask()
+        cloud.pump(200)
+        cloud.backend.guests.clear()
+        held = cloud.hold(cloud.backend, "look_up")
+        cloud.kill()
+        done = cloud.templates.forget("alice.site")
+        cloud.pump(1)
+        held.callback(None)
+        self.successResultOf(done)
+        self.assert_nothing(cloud)
+
+    def test_statistics_prepared(self) -> None:
+        """Statistics that are being prepared for a commit, in slices of time, are not written behind the removal."""
+        cloud = self.cloud()
+        cloud.ask()
+        cloud.pump(200)
+        self.patch(persistence, "SLICE", 1)
+        cloud.fleet.stats.changed.add("alice.site")
+        cloud.fleet.store._save_if_due()
+        self.assertFalse(cloud.fleet.store.written().called)
+        forgotten = cloud.templates.forget("alice.site")
+        cloud.pump(1)
+        self.successResultOf(forgotten)
+        self.assert_nothing(cloud)
+
     def test_asked_meanwhile(self) -> None:
         """While a VM is being forgotten its name makes none; afterwards it does, and the new one is in the state."""
         cloud = self.cloud()
@@ -678,26 +734,19 @@ class ForgettingTests(TemplatesTestCase):
         self.assertIsNone(cloud.fleet.inventory.machine(machine.uuid))
         self.assert_nothing(cloud)
 
-    def test_looked_up_meanwhile(self) -> None:
-        """What a look-up that had begun before defines after the removal goes, too, however it ends; not a VM anew."""
-        for fails, anew in ((False, False), (True, False), (False, True)):
+    def test_removed_elsewhere(self) -> None:
+        """What a look-up defines of a VM that another node removes goes when the look-up ends; a VM made anew stays."""
+        for anew in (False, True):
             cloud = self.cloud()
             cloud.ask()
-            ends: Deferred[None] = Deferred()
-            held = cloud.hold(cloud.backend, "look_up")
-            looks_up = cloud.backend.look_up
-            self.patch(cloud.backend, "look_up", lambda vm, looks_up=looks_up, ends=ends: looks_up(vm).addCallback(
-                lambda uuid: ends.addCallback(lambda _: uuid)))
-            cloud.fleet.inventory.find(cloud.machine())
-            self.successResultOf(cloud.templates.forget("alice.site"))
-            if anew:
-                self.patch(cloud.fleet.cluster.reservations, "is_made", lambda _: True)
+            machine, held = cloud.machine(), cloud.hold(cloud.backend, "look_up")
+            cloud.fleet.inventory.find(machine)
+            dropped = Deferred.fromCoroutine(cloud.templates._forgetting.retire(machine, "there", elsewhere=True))
+            self.patch(cloud.fleet.cluster.reservations, "is_made", lambda _, anew=anew: anew)
             held.callback(None)
-            self.assertEqual(1, len(cloud.backend.guests))
-            ends.errback(NoSuchVM("gone")) if fails else ends.callback(None)
+            cloud.clock.advance(0)
+            self.successResultOf(dropped)
             self.assertEqual(anew, bool(cloud.backend.guests))
-            if not anew:
-                self.assert_nothing(cloud)
 
     def test_cannot_stop(self) -> None:
         """A VM that cannot be stopped has no name any more, is shown, and goes when it can."""
