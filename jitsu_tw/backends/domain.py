@@ -121,6 +121,15 @@ def _define(connection: libvirt.virConnect, vm: VM) -> libvirt.virDomain:
         raise
 
 
+def learn(connection: libvirt.virConnect) -> None:
+    """
+    Have libvirt find out what QEMU can do.
+
+    That takes seconds, once: else when the first VM is defined (virQEMUCapsCacheLookup in libvirt's source).
+    """
+    connection.getDomainCapabilities()
+
+
 def alive(connection: libvirt.virConnect) -> bool:
     """Return whether a connection is not broken."""
     try:

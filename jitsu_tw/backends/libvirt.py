@@ -201,6 +201,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     def _connected(self, connection: libvirt.virConnect) -> None:
         self._prepared.clear()  # what has happened meanwhile is not known
         super()._connected(connection)
+        in_thread(self._reactor, f"{self}, learning", domain.learn, connection).addErrback(lambda _: None)
 
     # Calls.
 

@@ -179,6 +179,17 @@ class LibvirtBackendTests(LibvirtTestCase, contract_backends.BackendContract):
         await self.watcher.until(lambda: (uuid, "destroyed") in self.watcher.told)
         self.assertIn((uuid, "booted"), self.watcher.told)
 
+    async def test_learns(self) -> None:
+        """What libvirt does once, when the first VM is defined, is done when it is connected."""
+        learned: list[str] = []
+        self.patch(domain, "learn", lambda connection: learned.append(connection.getURI()))
+        other = self.make()
+        other.connect(self.watcher)
+        self.addCleanup(other.close)
+        while not learned:
+            await deferLater(reactor, 0.01)
+        self.assertEqual({TEST_DRIVER}, set(learned))
+
     async def test_removed_by_two(self) -> None:
         """A VM that another node removes at the same moment is gone, and so is its disk: that is no failure."""
         machine = self.made_vm(disk=True)
