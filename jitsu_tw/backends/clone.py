@@ -2,18 +2,22 @@
 Clones: the VMs of a template that start from one image, its seed (`boot_from: snapshot`). Every function blocks.
 
 The seed is the image of a guest that has booted without network and without a disk of its own, and that waits for
-them: it has opened the channel `CHANNEL`, by which it tells that. A clone is a copy of that image with the name and the
-uuid of its VM. Once it runs, what is its own is plugged in: its disk, if the template has a `disk`, and, last, its
-interfaces. When the guest sees them, it reads its name and address from the items of its definition for QEMU's fw_cfg
-(`<sysinfo type='fwcfg'>`), which are its own, or asks by DHCP. Its generation id (`<genid/>`) is another one at each
-start, by libvirt, so that a kernel that knows of it draws new random numbers.
+them: it has opened the channel `CHANNEL`, by which it tells that. A clone is restored, paused, from a copy of the seed
+with the name and the uuid of its VM. Then its own devices are plugged in, its disk, if the template has a `disk`, and,
+last, its interfaces, and the guest goes on. When it sees its interface, it reads its name and address from the items of
+its own definition for QEMU's fw_cfg (`<sysinfo type='fwcfg'>`), or asks by DHCP. libvirt gives it another generation id
+(`<genid/>`) at each start, so that a kernel that knows of such ids draws new random numbers.
 
-A seed is good as long as nothing has changed that it was made of; the sum of that is beside it, as for other images
-(`image`). A sum without a seed tells that one was made, or used, in vain; none is made for `RESTS` seconds then.
+Until it has all its devices, a clone has the mark of a prepared domain that is out of date (`prepared.add_unfinished`).
+So if Jitsu is killed meanwhile, the next process throws it away.
 
-The file of an image is libvirt's (virQEMUSaveHeader in src/qemu/qemu_saveimage.h of its source): a header, the domain's
-XML, a cookie, zeros, and QEMU's stream, which is copied as it is. libvirt restores a domain with another uuid or name
-by no function of its own (virDomainDefCheckABIStability), so the copy's XML is written here.
+A seed is good as long as its definition and the files that it was made of have not changed: a sum of them is beside it,
+as beside other images (`image`). A sum without a seed means that no seed could be made, or that a VM could not be
+started from the seed; the next seed is made `RESTS` seconds later.
+
+The format of an image is libvirt's (virQEMUSaveHeader in src/qemu/qemu_saveimage.h of its source): a header, the
+domain's XML, a cookie, zeros, and QEMU's stream, which is copied unchanged. No function of libvirt restores a domain
+under another uuid or name (virDomainDefCheckABIStability), so this module writes the XML of the copy.
 """
 
 from __future__ import annotations
@@ -31,8 +35,10 @@ from xml.etree import ElementTree
 import libvirt
 from twisted.logger import Logger
 
-from jitsu_tw.backends import definition, domain_xml, image
+from jitsu_tw.backends import definition, domain_xml, image, prepared
 from jitsu_tw.errors import BackendError
+from jitsu_tw.ijitsu import Memory
+from jitsu_tw.rules.prepare import shortage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,26 +47,29 @@ if TYPE_CHECKING:
 
 log: Final = Logger()
 
-#: The name of the channel (a port of virtio-serial) that a guest opens when it waits for its interface.
+#: The name of the channel (a port of virtio-serial) that a guest opens to tell that it waits for its interface.
 CHANNEL: Final = "jitsu.ready"
 
-#: Seconds that the guest of a seed has to open it, and seconds between two looks.
+#: Seconds within which the guest of a seed must open the channel, and seconds between two looks at the channel.
 OPENS_WITHIN: Final = 60.0
 LOOK_EVERY: Final = 0.1
 
-#: Seconds until a seed is made again that was made, or used, in vain.
+#: Seconds until the next seed is made after one that could not be made, or from which a VM could not be started.
 RESTS: Final = 3600.0
 
-#: What a domain has of its own besides what is plugged in: elements of its XML.
+#: The elements of a domain's XML that differ from VM to VM of a template, besides the devices that are plugged in.
 _OWN: Final = ("name", "uuid", "genid", "title", "description", "metadata", "sysinfo[@type='fwcfg']")
 
-#: Of an image: the magic, the version, the octets of XML, cookie and zeros, whether the guest runs, the stream's
-#: format, and the offset of the cookie, 0 for none; fourteen numbers behind these are not used.
+#: The header of an image: the magic, the version, the octets of XML, cookie and zeros, whether the guest runs, the
+#: stream's format, and the offset of the cookie, 0 for none; the last fourteen numbers are not used.
 _HEADER: Final = struct.Struct("=16s5I56x")
 _MAGIC: Final = b"LibvirtQemudSave"
 _VERSION: Final = 2
 
-#: What is appended to each value of a definition to tell where it stands.
+#: The most octets of XML and cookie: libvirt takes no more of each.
+_LONGEST: Final = 2 * definition.LONGEST
+
+#: What is appended to each value of a VM, to find where two VMs' definitions differ.
 _OTHER: Final = "-another"
 
 
@@ -70,7 +79,7 @@ def path(vm: VM) -> Path:
 
 
 def is_wanted(root: ElementTree.Element) -> bool:
-    """Return whether the guest of the domain *root* tells that it waits for its interface."""
+    """Return whether the domain *root* has the channel by which its guest tells that it waits for its interface."""
     return _channel(root) is not None
 
 
@@ -113,9 +122,9 @@ def _escape(added: str, value: str) -> str:
 
 def plug(root: ElementTree.Element, disk: str) -> list[ElementTree.Element]:
     """
-    Take out of the domain *root* what is its own; return what is plugged in once it runs: the *disk*, the interfaces.
+    Remove from the domain *root* what other VMs of the template have not; return the devices that are plugged in later.
 
-    Nothing is plugged in, and nothing taken out, if it has no interface.
+    These are the disk in the file *disk*, and, last, the interfaces. If there is no interface, nothing is removed.
     """
     devices = root.find("./devices")
     interfaces = root.findall("./devices/interface")
@@ -132,10 +141,10 @@ def plug(root: ElementTree.Element, disk: str) -> list[ElementTree.Element]:
 
 def _seed_of(domain: libvirt.virDomain, vm: VM) -> tuple[ElementTree.Element, list[str], str]:
     """
-    Return what *domain* has in common with the others of its template, the XML of what is plugged in, and a sum.
+    Return the XML that all VMs of the template of *domain* share, its own devices as XML, and the sum for a seed.
 
     Raises:
-        OSError: a file that it names is not there.
+        OSError: a file that the shared XML names is not there.
     """
     root = domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
     has_id = root.find("./genid") is not None
@@ -149,14 +158,21 @@ def _seed_of(domain: libvirt.virDomain, vm: VM) -> tuple[ElementTree.Element, li
 # Making a seed.
 
 
-def make(connection: libvirt.virConnect, uuid: str, vm: VM) -> None:
+def make(connection: libvirt.virConnect, uuid: str, vm: VM, free: int | None) -> None:
     """
-    Make the seed of the template of *vm*, if it can have one, has none that is good, and it is not too soon.
+    Make the seed of the template of *vm*, unless it can have none, has a good one, or had a failure just now (`RESTS`).
 
-    It is logged if its guest cannot be cloned; that it could be is known only when it has booted.
+    A guest that does not open the channel in time is logged: only its boot shows whether it can be cloned.
+
+    Args:
+        connection: to its hypervisor.
+        uuid: of the domain of *vm*, which is defined.
+        vm: one of those that the template has made.
+        free: octets of memory that the host has; None if that is not known.
 
     Raises:
         OSError: a file cannot be read or written.
+        BackendError: the host has not the memory for another guest and, after that, for a start.
     """
     if vm.template is None:
         return
@@ -164,9 +180,12 @@ def make(connection: libvirt.virConnect, uuid: str, vm: VM) -> None:
     if obstacle(vm) is not None:
         image.drop(kept)
         return
-    root, _, sum_ = _seed_of(connection.lookupByUUIDString(uuid), vm)
+    domain = connection.lookupByUUIDString(uuid)
+    root, _, sum_ = _seed_of(domain, vm)
     if _is(kept, sum_) and (kept.exists() or time.time() < image.sum_file(kept).stat().st_mtime + RESTS):
         return
+    if free is not None and (why := shortage(Memory(domain.maxMemory() * 1024, free))):
+        raise BackendError(why)
     own = str(uuids.uuid5(uuids.NAMESPACE_URL, kept.as_uri()))
     ElementTree.SubElement(root, "name").text = f"{vm.template} (seed)"
     ElementTree.SubElement(root, "uuid").text = own
@@ -209,7 +228,7 @@ def _destroy(connection: libvirt.virConnect, uuid: str) -> None:
 
 
 def _why_not(seed: libvirt.virDomain) -> str:
-    """Wait until the guest of *seed* waits for its interface; return why it does not, empty if it does."""
+    """Wait until the guest of *seed* opens the channel, and return ""; if it does not, return the reason."""
     end = time.monotonic() + OPENS_WITHIN
     while time.monotonic() < end:
         try:
@@ -225,15 +244,15 @@ def _why_not(seed: libvirt.virDomain) -> str:
 
 
 def _is(kept: Path, sum_: str) -> bool:
-    """Return whether the seed at *kept* was made of what has that sum."""
+    """Return whether the sum beside the seed at *kept* is *sum_*."""
     try:
         return image.sum_file(kept).read_text() == sum_
-    except OSError:
+    except (OSError, UnicodeError):
         return False
 
 
 def give_up(vm: VM) -> None:
-    """Remove the seed of the template of *vm*, which could not be a clone of it; none is made for a while."""
+    """Remove the seed of the template of *vm*, which could not be started from it; `RESTS` seconds begin."""
     kept = path(vm)
     with contextlib.suppress(FileNotFoundError):  # another one of its clones was the first
         kept.unlink()
@@ -250,7 +269,12 @@ def _log_rest(vm: VM, why: str) -> None:
 
 
 def start(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> bool:
-    """Start *domain*, which is off, as a clone; return whether it runs. A failure is logged; it is off then."""
+    """
+    Start *domain*, which is off, as a clone; return whether it runs. If not, the reason is logged, and it is off.
+
+    Raises:
+        libvirt.libvirtError: its host cannot start it now.
+    """
     kept = path(vm)
     if vm.template is None or not kept.exists():
         return False
@@ -259,14 +283,20 @@ def start(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> 
         _, devices, sum_ = _seed_of(domain, vm)
         if not _is(kept, sum_):
             return False
-        write(kept, file, domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)))
-        connection.restore(str(file))
+        own = domain_xml.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE))
+        prepared.add_unfinished(own)
+        write(kept, file, own)
+        connection.restoreFlags(str(file), None, libvirt.VIR_DOMAIN_SAVE_PAUSED)
         for device in devices:
             domain.attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        prepared.remove(domain)
+        domain.resume()
     except (OSError, BackendError, libvirt.libvirtError) as error:
-        log.error("{name}: cannot be cloned, so it is booted: {error}", name=vm.name, error=str(error))
         if domain.isActive():
             domain.destroy()
+        if isinstance(error, libvirt.libvirtError) and error.get_error_code() in image.HOST_ERRORS:
+            raise  # a boot would fail, too; the seed may be good
+        log.error("{name}: cannot be cloned, so it is booted: {error}", name=vm.name, error=str(error))
         if not isinstance(error, OSError):
             give_up(vm)
         return False
@@ -277,13 +307,13 @@ def start(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM) -> 
 
 def write(kept: Path, file: Path, own: ElementTree.Element) -> None:
     """
-    Write the image of a clone to *file*: that at *kept*, with what the domain *own* has of its own.
+    Write the image of a clone to *file*: a copy of the seed at *kept*, with the elements `_OWN` of the domain *own*.
 
     Where the file system can, the two files share their octets.
 
     Raises:
         OSError: one of the files cannot be read or written.
-        BackendError: what is at *kept* is no image, or has too little space for the XML.
+        BackendError: the file at *kept* is no image, or is damaged, or has too little space for the XML.
     """
     file.touch(mode=0o600)
     with kept.open("rb") as source, file.open("wb") as target:
@@ -293,9 +323,14 @@ def write(kept: Path, file: Path, own: ElementTree.Element) -> None:
             raise BackendError(f"{kept} is too short for an image") from error
         if (magic, version) != (_MAGIC, _VERSION):
             raise BackendError(f"{kept} is no image of libvirt's, version {_VERSION}")
+        if size > _LONGEST:
+            raise BackendError(f"{kept} is damaged: it has {size} octets of XML")
         data = source.read(size)
         xml, cookie = (data[:offset], data[offset:].rstrip(b"\0")) if offset else (data, b"")
-        text = _as(own, xml.rstrip(b"\0").decode()).encode() + b"\0"
+        try:
+            text = _as(own, xml.rstrip(b"\0").decode()).encode() + b"\0"
+        except (UnicodeError, ElementTree.ParseError) as error:
+            raise BackendError(f"{kept} is damaged: its XML cannot be read: {error}") from error
         start = _HEADER.pack(magic, version, size, *others, len(text) if cookie else 0)
         if len(text) + len(cookie) >= size:
             raise BackendError(f"the XML of the clone is longer than the {size} octets that {kept} has for it")
@@ -314,7 +349,7 @@ def _copy(source: int, target: int) -> None:
 
 
 def _as(own: ElementTree.Element, xml: str) -> str:
-    """Return the *xml* of a seed with what the domain *own* has of its own."""
+    """Return the *xml* of a seed with the elements `_OWN` of the domain *own* in place of the seed's."""
     root = domain_xml.parse(xml)
     for where in _OWN:
         for element in root.findall(f"./{where}"):

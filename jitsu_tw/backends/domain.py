@@ -48,18 +48,6 @@ _BUSY: Final = frozenset(
 #: Of these, those after which it runs on, here or elsewhere: it is not taken for paused, which would end its lease.
 _GOES_ON: Final = _BUSY - {libvirt.VIR_DOMAIN_PAUSED_SAVE}
 
-#: Errors about the host, not about the image that was to be restored.
-_HOST: Final = frozenset(
-    {
-        libvirt.VIR_ERR_NO_MEMORY,
-        libvirt.VIR_ERR_NO_NETWORK,
-        libvirt.VIR_ERR_OPERATION_ABORTED,
-        libvirt.VIR_ERR_OPERATION_TIMEOUT,
-        libvirt.VIR_ERR_RESOURCE_BUSY,
-        libvirt.VIR_ERR_RPC,
-    }
-)
-
 #: Errors that may be: a network that is not active is an invalid operation, a disk that is not there (yet) a system
 #: error. A guest's saved memory is not thrown away for them; an image that can be made anew is.
 _PERHAPS: Final = frozenset({libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_SYSTEM_ERROR})
@@ -191,10 +179,10 @@ def state(connection: libvirt.virConnect, uuid: str) -> Power:
     domain = connection.lookupByUUIDString(uuid)
     state, reason = domain.state()
     power = _POWER.get(state, Power.OFF)
+    if power is Power.PAUSED and prepared.mark(domain) is not None:
+        return Power.PREPARED  # a clone that is not finished, too, which libvirt takes for one that is on its way here
     if power is Power.PAUSED and reason in _GOES_ON:
         return Power.RUNNING
-    if power is Power.PAUSED:
-        return power if prepared.mark(domain) is None else Power.PREPARED
     return Power.SAVED if power is Power.OFF and _is_saved(domain) else power
 
 
@@ -219,13 +207,13 @@ def start(connection: libvirt.virConnect, uuid: str, vm: VM | None, *, paused_si
         domain.pMWakeup()
         return Start.RESUMED
     if power == libvirt.VIR_DOMAIN_PAUSED:
-        if reason in _BUSY:
+        mark = prepared.mark(domain)
+        if reason in _BUSY and mark is None:
             domain.resume()
             return Start.RESUMED
-        mark = prepared.mark(domain)
         if why := _why_stale(connection, domain, vm, mark, paused_since=paused_since):
             log.info("{name}: what was prepared is thrown away: {why}", name=domain.name(), why=why)
-        elif _attempt(domain, "resumed", domain.resume, fatal=_HOST | _PERHAPS):
+        elif _attempt(domain, "resumed", domain.resume, fatal=image.HOST_ERRORS | _PERHAPS):
             return Start.RESUMED if mark is None else Start.PREPARED
         domain.destroy()
     elif power == libvirt.VIR_DOMAIN_CRASHED and domain.isActive():
@@ -246,7 +234,7 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM 
         layer.check(vm.layer)
     saved = _is_saved(domain)
     if saved:
-        if _attempt(domain, "restored", domain.create, fatal=_HOST | _PERHAPS):
+        if _attempt(domain, "restored", domain.create, fatal=image.HOST_ERRORS | _PERHAPS):
             return Start.RESTORED
         domain.managedSaveRemove()
     if vm is not None:
@@ -257,7 +245,7 @@ def _from_off(connection: libvirt.virConnect, domain: libvirt.virDomain, vm: VM 
         not saved
         and kept is not None
         and image.is_good(kept, domain)
-        and _attempt(domain, "restored from its image", lambda: connection.restore(str(kept)), fatal=_HOST)
+        and _attempt(domain, "restored from its image", lambda: connection.restore(str(kept)), fatal=image.HOST_ERRORS)
     ):
         prepared.begin(domain, boot)
         return Start.RESTORED
@@ -502,14 +490,19 @@ def memory(connection: libvirt.virConnect, uuid: str) -> Memory | None:
     """Return the octets that a start of the domain takes, and those free on the host, its caches included."""
     domain = connection.lookupByUUIDString(uuid)
     state, maximum, *_ = domain.info()
-    needed = maximum * _KIB if state == libvirt.VIR_DOMAIN_SHUTOFF else 0
+    free = _free(connection)
+    return None if free is None else Memory(maximum * _KIB if state == libvirt.VIR_DOMAIN_SHUTOFF else 0, free)
+
+
+def _free(connection: libvirt.virConnect) -> int | None:
+    """Return the octets of memory that are free on the host, its caches included; None if libvirt cannot tell."""
     try:
         stats = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
-        return Memory(needed, sum(stats.get(kind, 0) for kind in ("free", "buffers", "cached")) * _KIB)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
             raise
-    return None
+        return None
+    return int(sum(stats.get(kind, 0) for kind in ("free", "buffers", "cached"))) * _KIB
 
 
 def migrate(connection: libvirt.virConnect, uuid: str, connect: Callable[[], libvirt.virConnect]) -> None:
@@ -527,3 +520,8 @@ def migrate(connection: libvirt.virConnect, uuid: str, connect: Callable[[], lib
 def keep_image(connection: libvirt.virConnect, uuid: str, folder: Path) -> None:
     """Save the domain to a file in *folder* and restore it from there."""
     image.keep(image.path(folder, uuid), connection, connection.lookupByUUIDString(uuid))
+
+
+def keep_seed(connection: libvirt.virConnect, uuid: str, vm: VM) -> None:
+    """Make the image that all VMs of the template of *vm* start from, if there is to be one (`clone.make`)."""
+    clone.make(connection, uuid, vm, _free(connection))

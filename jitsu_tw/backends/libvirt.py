@@ -40,7 +40,8 @@ ANSWERS_WITHIN: Final = 30.0
 STARTS_WITHIN: Final = 60.0
 SAVES_WITHIN: Final = 300.0
 
-#: Seconds after the start of a clone in which a boot in its place means that it was not ready, and never will be.
+#: Seconds after the start of a clone within which a boot in its place means that its guest was not ready in time: the
+#: seed is removed then.
 CLONE_READY_WITHIN: Final = 60.0
 
 #: Seconds between signs of life on a connection, and how many may be missed (remote URIs only).
@@ -307,12 +308,15 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
     def keep_image(self, uuid: str, *, shared: bool = False) -> Deferred[None]:
         """Save the domain to a file and restore it from there; a *shared* image is saved from another domain."""
         vm = self._vms[uuid]
-        if shared:
-            return succeed(None) if self._far else self._call(clone.make, uuid, vm, within=SAVES_WITHIN)
+        if shared and self._far:
+            return succeed(None)
+        if shared:  # the last VM of the template may be forgotten meanwhile
+            made: Deferred[None] = self._call(domain.keep_seed, uuid, vm, within=SAVES_WITHIN)
+            return made.addCallback(lambda _: self._forget_seed(vm))
         return self._call(domain.keep_image, uuid, vm.images, within=SAVES_WITHIN)
 
     def drop_image(self, uuid: str) -> Deferred[None]:
-        """Remove the file; the seed, too, if the VM was started as a clone just now: it is to be booted instead."""
+        """Remove the VM's image, and the seed if the VM was cloned just now and is to be booted instead."""
         vm = self._vms.get(uuid)
         begun = self._cloned.pop(uuid, None)
         is_in_vain = begun is not None and self._reactor.seconds() < begun + CLONE_READY_WITHIN
@@ -329,7 +333,7 @@ class LibvirtBackend(ThreadedBackend[libvirt.virConnect]):
         self._cloned.pop(uuid, None)
 
     def _forget_seed(self, vm: VM) -> Deferred[None] | None:
-        """Remove the seed of the template of *vm*, if that was its last VM."""
+        """Remove the seed of the template of *vm*, if the template has no VMs any more."""
         if any(other.template == vm.template for other in self._vms.values()):
             return None
         return self._call(lambda _: image.drop(clone.path(vm)))

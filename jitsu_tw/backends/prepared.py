@@ -8,16 +8,14 @@ process lives, through restarts of libvirt and of Jitsu, and forgets with it. So
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import Final
+from xml.etree import ElementTree
 
 import attrs
 import libvirt
 
 from jitsu_tw.backends import domain_xml, image
 from jitsu_tw.errors import BackendError
-
-if TYPE_CHECKING:
-    from xml.etree import ElementTree
 
 #: The namespace of the mark, and its prefix.
 NAMESPACE: Final = f"{domain_xml.NAMESPACE}/prepared"
@@ -77,6 +75,14 @@ def keep(domain: libvirt.virDomain) -> None:
     files = image.made_of(domain, writable=True)
     mark = f"<prepared files='{files}' cpu='{cpu}' packets='{packets}'/>"
     domain.setMetadata(_KIND, mark, PREFIX, NAMESPACE, _LIVE)
+
+
+def add_unfinished(root: ElementTree.Element) -> None:
+    """Add the mark of a prepared domain to the domain *root*, such that it is out of date from the beginning."""
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = ElementTree.SubElement(root, "metadata")
+    ElementTree.SubElement(metadata, f"{{{NAMESPACE}}}prepared", files="", cpu="0", packets="0")
 
 
 def mark(domain: libvirt.virDomain) -> Mark | None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
+from pathlib import Path
 from typing import Final
 
 from demo import clones, lab
 from demo.server import Jitsu
 from test.e2e.test_guests import LabTestCase
+
+DYING: Final = str(Path(__file__).parents[1] / "support" / "dying.py")
 
 CONFIGURATION: Final = f"""\
 bind: {lab.HOST_IP}
@@ -46,7 +50,8 @@ class CloneTests(LabTestCase):
         clients = {}
         for label in labels:
             name = f"{label}.sites.jitsu.test"
-            script = f"ip=$(dig @{lab.HOST_IP} +tries=1 +timeout=40 +short {name}) && curl -s --max-time 20 http://$ip/"
+            dig = f"dig @{lab.HOST_IP} +tries=1 +timeout=40 +short {name}"  # while libvirt has not answered, nothing
+            script = f'until ip=$({dig}) && [ "$ip" ]; do sleep 0.1; done; curl -s --max-time 20 http://$ip/'
             command = self.network.command("client", ["sh", "-c", script])
             clients[label] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         pages = {label: client.communicate(timeout=90)[0] for label, client in clients.items()}
@@ -77,3 +82,24 @@ class CloneTests(LabTestCase):
         self.assertEqual({"site.seed", "site.sum"}, {path.name for path in (self.directory / "images").glob("site.*")})
         self.assertEqual({"carol": "carol.site"}, self.site("carol"))
         self.assertEqual("cloned", jitsu.vm("carol.site")["reason"])
+
+    def test_killed_while_cloning(self) -> None:
+        """If Jitsu is killed before a clone has its interface, or just after, the next query finds a whole one."""
+        jitsu = self.start()
+        self.site("alice")
+        self.until((self.directory / "images/site.seed").exists)
+        for label, moment in (("bob", "before:libvirt.virDomain.attachDeviceFlags"),
+                              ("carol", "after:libvirt.virDomain.attachDeviceFlags")):
+            jitsu.stop(signal.SIGKILL)
+            jitsu.twistd = (sys.executable, DYING, moment)
+            jitsu.start()
+            assert jitsu.process is not None
+            while jitsu.process.poll() is None:
+                query = ["dig", f"@{lab.HOST_IP}", "+tries=1", "+timeout=1", f"{label}.sites.jitsu.test"]
+                self.network.run("client", query, check=False)
+            self.assertEqual(-signal.SIGKILL, jitsu.process.returncode)
+            jitsu.twistd = Jitsu.twistd
+            jitsu.start()
+            self.assertEqual({label: f"{label}.site"}, self.site(label))
+            self.assertEqual("cloned", jitsu.vm(f"{label}.site")["reason"])
+        self.assertEqual([], list((self.directory / "images").glob("*.clone")))

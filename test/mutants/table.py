@@ -303,6 +303,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if (where := domain_xml.difference(first, other)) is not None:", "if where := None:",
          "starts clones that have another VM's address"),
         ("        if domain.isActive():\n", "        if False:\n", "leaves a clone without its network running"),
+        ("        prepared.add_unfinished(own)\n", "", "serves a clone without its network, as Jitsu was killed"),
+        ("if size > _LONGEST:", "if False:", "fills the disk by a number in a damaged image"),
         ("    return [*disks, *interfaces]", "    return [*interfaces, *disks]",
          "plugs in the sign that all is there before the disk"),
         ("    file.touch(mode=0o600)\n", "", "shows a guest's memory to all users of the host"),

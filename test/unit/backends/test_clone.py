@@ -9,7 +9,7 @@ from errno import ENOSPC
 from ipaddress import ip_address
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from unittest import mock
 from urllib.request import urlopen
 from uuid import uuid4
@@ -131,6 +131,27 @@ class DefinitionTests(SynchronousTestCase):
         backend._found(UUID, machine)
         self.assertIsNone(self.successResultOf(backend.keep_image(UUID, shared=True)))
 
+    def test_forgotten_meanwhile(self) -> None:
+        """Nothing is left of a seed whose template has no VMs any more when it is made."""
+        for another in (True, False):
+            backend, machine = LibvirtBackend("qemu:///system"), made(self.folder)
+            backend._found(UUID, machine)
+            if another:
+                backend._found("another", attrs.evolve(machine, uuid="another"))
+
+            def keep(_: Any, uuid: str, machine: VM, backend: LibvirtBackend = backend) -> None:
+                seed = clone.path(machine)
+                seed.parent.mkdir(exist_ok=True)
+                for file in (seed, image.sum_file(seed)):
+                    file.touch()
+                backend._forget(uuid)
+
+            self.patch(domain, "keep_seed", keep)
+            self.patch(backend, "_call", lambda function, *args, **_: succeed(function(None, *args)))
+            self.successResultOf(backend.keep_image(UUID, shared=True))
+            self.assertEqual(another, clone.path(machine).exists())
+        self.assertEqual([], list((self.folder / "images").iterdir()))
+
     def test_plugged_in(self) -> None:
         """The interfaces are plugged in last: they are the sign that all else is there."""
         root = domain_xml.parse(DEFINITION.replace("<channel", f"{DISK}<channel"))
@@ -193,6 +214,20 @@ class FileTests(SynchronousTestCase):
             self.assertIn(str(seed), str(error))
         seed.write_bytes(b"Libvirt")
         self.assertRaises(BackendError, clone.write, seed, file, self.own)
+
+    def test_damaged(self) -> None:
+        """Of an image that is damaged, any number and any octet of the XML may be wrong; that is refused, too."""
+        file = self.folder / "alice.clone"
+        good = self.image().read_bytes()
+        seed = self.folder / "site.seed"
+        number = b"\xff" * 4
+        for place, octets in ((20, number), (32, number), (32, b"\1\0\0\0"), (92, b"\xff"), (93, b"<")):
+            seed.write_bytes(good[:place] + octets + good[place + len(octets) :])
+            error = self.assertRaises(BackendError, clone.write, seed, file, self.own)
+            self.assertIn(f"{seed} is damaged", str(error))
+        for length in (0, 91, 92, 100, len(good) - len(self.stream) - 65536 - 20):
+            seed.write_bytes(good[:length])
+            self.assertRaises(BackendError, clone.write, seed, file, self.own)
 
 
 class SharedBackend(LibvirtBackend):
@@ -335,6 +370,47 @@ class QemuTests(TestCase):
         await self.seed(machine)
         await self.call("stop", machine, Mode.DESTROY)
         self.assertIs(Start.CLONED, await self.call("start", machine))
+
+    async def test_killed_before_it_is_whole(self) -> None:
+        """A clone without its interface, as Jitsu was killed, is out of date: the next start is that of a whole one."""
+        machine = await self.made()
+        await self.seed(machine)
+        killed = self.patch(libvirt.virDomain, "attachDeviceFlags", mock.Mock(side_effect=RuntimeError("killed")))
+        await self.assertFailure(self.backend.start(str(machine.uuid)), RuntimeError)
+        killed.restore()
+        for reason in (libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_MIGRATION):
+            state = [libvirt.VIR_DOMAIN_PAUSED, reason]
+            patched = self.patch(libvirt.virDomain, "state", lambda _, state=state: state)
+            self.assertIs(Power.PREPARED, await self.call("state", machine))
+            patched.restore()
+        self.assertIn("has changed", await self.call("stale", machine))
+        self.assertIs(Start.CLONED, await self.call("start", machine))
+        self.assertIs(Power.RUNNING, await self.call("state", machine))
+        self.assertIn(f"name: {machine.name}\n", await self.page(machine))
+
+    async def test_host_cannot_now(self) -> None:
+        """Where the host cannot start a clone now, that is the start's error, and the seed stays."""
+        machine = await self.made()
+        await self.seed(machine)
+        error = libvirt.libvirtError("no memory")
+        error.err = (libvirt.VIR_ERR_NO_MEMORY, libvirt.VIR_FROM_QEMU, "no memory", 2, "", "", "", 0, 0)
+        patched = self.patch(libvirt.virDomain, "attachDeviceFlags", mock.Mock(side_effect=error))
+        await self.assertFailure(self.backend.start(str(machine.uuid)), BackendError)
+        self.assertIs(Power.OFF, await self.call("state", machine))
+        patched.restore()
+        (self.folder / "images/site.sum").write_bytes(b"\xff")
+        self.assertIs(Start.BOOTED, await self.call("start", machine))
+
+    async def test_no_memory_for_a_seed(self) -> None:
+        """No seed is made where its host would have no memory left for a start."""
+        machine = await self.made()
+        mib = lab.guest().memory_mib
+        for free, why in ((mib - 1, f"it needs {mib} MiB"), (2 * mib - 1, "too little memory for another start")):
+            self.patch(libvirt.virConnect, "getMemoryStats", lambda *_, free=free: {"free": free << 10})
+            failed = self.backend.keep_image(str(machine.uuid), shared=True)
+            error: Any = await self.assertFailure(cast("Deferred[Any]", failed), BackendError)
+            self.assertIn(why, str(error))
+        self.assertEqual([], list(self.folder.glob("images/*")))
 
     async def test_cannot_wait(self) -> None:
         """A guest that does not tell that it waits, or ends without its interface, has no seed; nothing of it runs."""
