@@ -496,11 +496,13 @@ def check_own(change: Change) -> None:
     Refuse a *change* of what a VM has from its template alone.
 
     Raises:
-        ConfigError: it changes the VM's DNS names, or the VM's template.
+        ConfigError: it changes the VM's DNS names, address or template.
     """
     for path in {*change.files, *change.was} if change.was else ():
         if path.startswith("dns/") and (path in change.files) is not (path in change.was):
             raise ConfigError("its names are made of its own and its template's; change dns of the template", path)
+        if path == "ip" and change.files.get(path) != change.was.get(path):
+            raise ConfigError("its address is of its template's pool, and stays: the guest has it", path)
         if path == TEMPLATE_OF and change.files.get(path) != change.was.get(path):
             raise ConfigError("stays as it is: forget the VM, and its name makes another one", path)
 

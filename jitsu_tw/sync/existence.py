@@ -38,7 +38,7 @@ from jitsu_tw.processes import Process, run
 from jitsu_tw.settings import Asks
 from jitsu_tw.shares import Line, Places
 from jitsu_tw.slices import in_slices
-from jitsu_tw.text import abridged
+from jitsu_tw.text import abridged, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +84,9 @@ LONGEST_REASON: Final = 200
 
 #: The answers of a URL that say that a label does not exist.
 NOT_THERE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+
+#: Seconds in which the log has one line of a file, a program or a URL that cannot be asked.
+LOG_EVERY: Final = 60.0
 
 #: Seconds between two looks at whether a file has changed.
 LOOK_EVERY: Final = 1.0
@@ -240,8 +243,8 @@ class Listing:
             self.trouble = ExistenceUnknown(result.getErrorMessage())
         elif result is not self.content:
             if result.number:
-                message = "{places}: {number} lines are no labels, so they are left out; write what stands for the *"
-                self.log.warn(message, places=", ".join(result.bad), number=result.number)
+                message = "{places}: left out as no labels: {lines}; write what stands for the *"
+                self.log.warn(message, places=", ".join(result.bad), lines=counted(result.number, "line"))
             old, self.content = self.content.labels, result
             if old is not None:
                 spawn(self.log, in_slices(self._reactor, old.freeing()))
@@ -264,11 +267,15 @@ class Existing:
         troubles: by the text of an `exists`, why it could not be asked the last time.
     """
 
+    log = Logger()
+
     def __init__(self, reactor: Any, agent: Any = None) -> None:
         """Ask nothing yet. *reactor* runs programs and keeps the time; *agent* asks URLs, by default Twisted's."""
         self._reactor = reactor
         self._agent = agent or Agent.usingEndpointFactory(reactor, BoundedEndpoints(reactor))
         self.troubles: dict[str, str] = {}
+        self._quiet_until: dict[str, float] = {}
+        self._logged: set[str] = set()
         self._kept: OrderedDict[_Key, tuple[bool, float]] = OrderedDict()
         self._listings: dict[str, Listing] = {}
         self._asked: dict[_Key, _Asked] = {}
@@ -356,7 +363,21 @@ class Existing:
             if self._reactor.seconds() >= listing.fresh_until:
                 await listing.look()
             if listing.trouble is None and listing.content.labels is not None:
-                self.troubles.pop(path, None)
+                self._note(path, None)
+
+    def _note(self, what: str, trouble: str | None) -> None:
+        """Note why *what* cannot be asked, or that it can be; the log has that once a minute at most."""
+        now = self._reactor.seconds()
+        if trouble is None:
+            if self.troubles.pop(what, None) is not None and what in self._logged:
+                self._logged.discard(what)
+                self.log.info("exists: {what} answers again", what=what)
+            return
+        if what not in self.troubles and now >= self._quiet_until.get(what, 0.0):
+            self._quiet_until[what] = now + LOG_EVERY
+            self._logged.add(what)
+            self.log.error("exists: whether names exist is not known: {trouble}", trouble=trouble)
+        self.troubles[what] = trouble
 
     # Asking.
 
@@ -372,9 +393,9 @@ class Existing:
                 exists = await self._one(said, asked)
             except ExistenceUnknown as error:
                 trouble = error
-                self.troubles[said.text] = str(error)
+                self._note(said.text, str(error))
                 continue
-            self.troubles.pop(said.text, None)
+            self._note(said.text, None)
             if exists:
                 return True
         if trouble is not None:

@@ -33,6 +33,7 @@ from jitsu_tw.sync.existence import (
     ANSWERS_WITHIN,
     KEPT_IF_IT_EXISTS,
     KEPT_IF_NOT,
+    LOG_EVERY,
     LOOK_EVERY,
     MOST_ASKED,
     MOST_ASKED_FOR_ONE,
@@ -168,7 +169,7 @@ class ListTests(SynchronousTestCase):
             self.assertTrue(self.has("alice"))
         (line,) = [str(formatEvent(one)) for one in logs]
         self.assertIn(f"{self.path.absolute()}:2, ", line)
-        self.assertIn(":4: 4 lines are no labels", line)
+        self.assertIn(":4: left out as no labels: 4 lines", line)
 
     def test_changed(self) -> None:
         """A list that has changed is read again a second later; one that has not is only looked at, once a second."""
@@ -363,6 +364,18 @@ class AskingTests(SynchronousTestCase):
             self.assertIs(exists, self.successResultOf(self.ask(label)))
             self.clock.advance(LOOK_EVERY)
             self.assertNoResult(self.ask(label))
+
+    def test_logged(self) -> None:
+        """The log tells when a program cannot be asked, and when it can be again: once a minute at most."""
+        with capturedLogs() as logs:
+            for label, answer in (("a", False), ("b", False), ("c", True), ("d", False), ("e", True), ("f", False)):
+                if label == "f":
+                    self.clock.advance(LOG_EVERY)
+                question = self.ask(label)
+                self.answer(label, answer or Failure_(ExistenceUnknown("the database is down")))
+                question.addErrback(lambda failure: failure.trap(ExistenceUnknown))
+        why = "exists: whether names exist is not known: the database is down"
+        self.assertEqual([why, "exists: /bin/exists answers again", why], [str(formatEvent(one)) for one in logs])
 
     def test_failure_not_kept(self) -> None:
         """That it could not be found out is not kept."""
