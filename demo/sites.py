@@ -155,7 +155,7 @@ def run(network: lab.Network | None, directory: Path) -> str:
     """Show a template, with files in *directory*; return the figures."""
     prepare("unikernel")
     configuration, place = configure(network, directory)
-    with step("finding out what QEMU can do (once; libvirt keeps it)"):
+    with step("finding out what QEMU can do"):
         lab.learn(directory / "libvirt", network)
     jitsu = Jitsu(directory, configuration, place["server"], network)
     try:
@@ -192,11 +192,12 @@ def tour(jitsu: Jitsu, network: lab.Network | None, place: dict[str, Any]) -> st
         jitsu.control.ask("POST", f"/v1/vms/{first}.site/forget")
     left = sorted(vm["name"] for vm in jitsu.vms())
     check(f"{first}.site" not in left, f"{first} is not forgotten")
-    console.print(f"  there are {', '.join(left)} still\n")
+    console.print(f"  there are {', '.join(left)} still")
+    console.print("  for machines of your own: docs/how-to/templates.md, conf/sites.yaml, conf/site.xml\n")
     middle = statistics.median(map(took, seen.values()))
     return (
         f"{len(labels)} names, {len(labels)} machines of {statistics.median(memory.values()):.0f} MiB; query to page"
-        f" {middle:.0f} ms when all are asked for at once, {took(again):.0f} ms when one is"
+        f" {middle:.0f} ms (median) when all are asked for at once, {took(again):.0f} ms when one is"
     )
 
 

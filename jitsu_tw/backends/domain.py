@@ -111,7 +111,7 @@ def _define(connection: libvirt.virConnect, vm: VM) -> libvirt.virDomain:
 
 def learn(connection: libvirt.virConnect) -> None:
     """
-    Have libvirt find out what QEMU can do.
+    Make libvirt find out what QEMU can do.
 
     That takes seconds, once: else when the first VM is defined (virQEMUCapsCacheLookup in libvirt's source).
     """

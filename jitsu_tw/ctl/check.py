@@ -81,8 +81,8 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
     See whether the configuration and the zones are right.
 
     ARGUMENTS are those of `twistd jitsu`. Without any, jitsu.yaml in this directory is checked. What the file that
-    defines a VM lacks is a warning. Nothing is started or opened, and no hypervisor is asked without --connect. What
-    else can go wrong on this machine is for `jitsuctl doctor`.
+    defines a VM lacks is a warning, and so is a file of a template that cannot be read. Nothing is started or opened,
+    and no hypervisor is asked without --connect. What else can go wrong on this machine is for `jitsuctl doctor`.
     """
     rows: list[Row] = []
     try:
@@ -97,6 +97,11 @@ def check(arguments: tuple[str, ...], *, outside: bool, as_json: bool) -> None:
             rows = checks.run(checks.Context(settings, zones), checks.OUTSIDE)
             result["findings"] = [row.as_json() for row in rows]
             result["ok"] = not any(row.is_problem for row in rows)
+        elif settings.templates:
+            from jitsu_tw.ctl.diagnosis import templates  # noqa: PLC0415 -- for templates alone
+
+            files = {template.name: templates.look(template) for template in settings.templates}
+            result["warnings"] += [f"{one.text}; {one.remedy}" for one in templates.files(files)]
     if as_json:
         show.dump(result)
     elif "error" in result:

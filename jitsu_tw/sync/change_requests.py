@@ -126,7 +126,7 @@ class ChangeRequests:
         settings = self._running.settings
         known = {vm.name for vm in (*settings.vms, *settings.templates)}
         found, templates = [], list(settings.templates)
-        for uuid, files in sorted(brought.items(), key=lambda item: TEMPLATE_FILE not in item[1]):
+        for uuid, files in sorted(brought.items(), key=lambda item: (TEMPLATE_FILE not in item[1], _name(item[1]))):
             if (of := files.get(TEMPLATE_OF)) is not None and all(of != template.name for template in templates):
                 self._running.orphans.add(uuid, files)
             elif files.get(NAME) not in known:

@@ -259,6 +259,14 @@ class CheckTests(ControlTestCase):
         self.assertIn("warning: site: nothing ends QEMU when its guest exits", run.output)
         self.assertTrue(all(line.startswith("warning: site: ") for line in warnings), run.output)
 
+    def test_list_missing(self) -> None:
+        """A list of names that is not there is a warning: nobody could tell which names exist."""
+        template = '  - {name: site, dns: "*.sites.jitsu.test", pool: 10.1.0.0/24, exists: ./sites}\n'
+        run = self.check(f"persistdb: state.git\ntemplates:\n{template}", "--zone", "jitsu.zone")
+        self.assertEqual(0, run.exit_code, run.output)
+        self.assertIn("warning: site: nobody knows which names exist: ", run.output)
+        self.assertIn("sites cannot be read: No such file or directory; correct exists, or the file", run.output)
+
     def test_bad(self) -> None:
         """A mistake is the line that Jitsu would end with, and exit status 1; as JSON too."""
         line = "jitsu.yaml:3: tll: no such key; did you mean ttl?"

@@ -168,6 +168,8 @@ class BlocksTests(SynchronousTestCase):
         elif name == "make":
             targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
             self.assertIn(arguments[0], targets, place)
+        elif name.startswith("demo/"):
+            self.assertTrue((ROOT / name).is_file(), place)
         elif not name.startswith(("/opt/jitsu/bin/", "packaging/")):
             self.assertIn(name, SYSTEM, place)
 

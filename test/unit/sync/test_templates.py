@@ -113,11 +113,13 @@ class MakingTests(TemplatesTestCase):
         self.assertEqual(1, cloud.backend.guests[cloud.machine().uuid].boots)
 
     def test_restart(self) -> None:
-        """A new process has the VM as it was, with its address and its names."""
+        """A new process has the VM as it was, with its address and its names; VMs are in the order of their names."""
         cloud = self.cloud()
-        cloud.ask()
+        for name in ("user-2.sites", "alice.sites", "user-1.sites"):
+            cloud.ask(name)
         before = cloud.machine().vm
         cloud.kill()
+        self.assertEqual(["alice.site", "user-1.site", "user-2.site"], list(cloud.fleet.machines))
         self.assertEqual(before, cloud.machine().vm)
         self.assertEqual("alice.sites.jitsu.test A 10.1.0.51", cloud.told(cloud.ask()))
         self.assertEqual(1, cloud.backend.guests[cloud.machine().uuid].boots)
