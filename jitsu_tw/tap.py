@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from jitsu_tw.sync.change_requests import ChangeRequests
     from jitsu_tw.sync.config_sync import ConfigSync
     from jitsu_tw.sync.reconfigure import Outcome
+    from jitsu_tw.sync.serials import Serials
     from jitsu_tw.sync.templates import Templates
 
 
@@ -158,28 +159,31 @@ class JitsuService(Service):
         # Without VMs yet, that of those which requests will add: it knows their uuids.
         first = (settings.backend, settings.connect or BACKENDS[settings.backend].connect)
         is_awaited = settings.persistdb is not None and not (settings.vms or settings.hosts)
-        self._backends = backends_for(settings.vms, settings.hosts, (first,) * is_awaited)
+        backends = backends_for(settings.vms, settings.hosts, (first,) * is_awaited)
         self._trigger = SyncTrigger(reactor)
         self._store = store_at(settings.persistdb, settings.keep_history, self._trigger.changed)
         clocks = Clocks(reactor)
         make_cluster = partial(
             Membership,
             settings,
-            cast("Pool | None", self._backends.get((HOSTS, ""))),
+            cast("Pool | None", backends.get((HOSTS, ""))),
             coordinator_for(settings.cluster, reactor),
             clocks,
         )
         warm = WarmAnswers(clocks.now, settings.summon_from)
-        self.fleet = Fleet(settings, self._backends, self._store, clocks, make_cluster, warm)
+        self.fleet = Fleet(settings, backends, self._store, clocks, make_cluster, warm)
         self._running = LiveConfig(settings, self.fleet, zones, self._changed)
         self._reloads = Reloads(self._running, self.fleet, self._replaced, reactor)
         self._requests: ChangeRequests | None = None
+        self._serials: Serials | None = None
         self._sync: ConfigSync | None = None
         if settings.persistdb is not None:
             from jitsu_tw.sync.change_requests import ChangeRequests  # noqa: PLC0415
+            from jitsu_tw.sync.serials import Serials  # noqa: PLC0415
 
             store = cast("GitStore", self._store)
             self._requests = ChangeRequests(store, self.fleet, zones, self._running, reactor)
+            self._serials = Serials(zones, self._store, reactor)
             if settings.remote is not None:
                 self._sync = self._share(settings.remote, store, self._requests)
         self._webhooks: Webhooks | None = None
@@ -271,6 +275,8 @@ class JitsuService(Service):
             remembered = self._store.open()
             if self._requests is not None:
                 self._requests.restore(remembered)
+            if self._serials is not None:
+                self._serials.restore(remembered)
         except JitsuError as error:
             give_up(error)
         for zone in self._zones:
@@ -287,6 +293,8 @@ class JitsuService(Service):
             self._requests.start()
         if self._templates is not None:
             self._templates.start()
+        if self._serials is not None:
+            self._serials.start()
         if self._sync is not None:
             self._sync.start()
         self._notifier.tell(self._zones)
@@ -382,6 +390,8 @@ class JitsuService(Service):
             await self._requests.stop()
         if self._templates is not None:
             self._templates.stop()
+        if self._serials is not None:
+            await self._serials.stop()
         await self.fleet.stop()
         await closed
         if self._query_log is not None:

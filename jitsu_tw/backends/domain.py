@@ -156,16 +156,18 @@ def text(vm: VM) -> str:
 
     Raises:
         OSError: it cannot be read.
-        BackendError: it is no XML, or gives each VM of a template the same uuid.
+        BackendError: it is no XML, or gives each VM of a template the same name or uuid.
     """
     assert vm.define is not None
     xml = definition.read(vm.define, vm, domain_xml.escaped, domain_xml.uncommented)
     try:
-        uuid = (domain_xml.parse(xml).findtext("./uuid") or "").strip()
+        root = domain_xml.parse(xml)
     except ElementTree.ParseError as error:
         raise BackendError(f"{vm.define} is not XML: {error}") from error
-    if vm.template is not None and uuid.lower() not in {"", vm.uuid}:
-        raise BackendError(f"{vm.define} gives all its VMs the uuid {uuid}; leave it out, or write ${{uuid}}")
+    for key, own in (("name", vm.name), ("uuid", vm.uuid)) if vm.template is not None else ():
+        value = (root.findtext(f"./{key}") or "").strip()
+        if value not in {"", own} and value.lower() != own:
+            raise BackendError(f"{vm.define} gives all its VMs the {key} {value}; write ${{{key}}}")
     return xml
 
 

@@ -362,10 +362,10 @@ class Zone:
         rrsets = self._nodes[self.key].rrsets
         rrsets[SOA] = attrs.evolve(rrsets[SOA], rdatas=(rdata,))
 
-    def follow(self, before: Zone, *, changed: bool) -> None:
-        """Raise the serial, if it is not later, to that of the zone *before*; beyond it if the VMs have *changed*."""
-        if not 0 < (self.serial - before.serial) % 2**32 < 2**31:  # RFC 1982, 3.2
-            self._set_serial((before.serial + changed) % 2**32)
+    def raise_to(self, serial: int) -> None:
+        """Raise the serial to *serial*, unless it is that or later (RFC 1982, 3.2)."""
+        if not 0 <= (self.serial - serial) % 2**32 < 2**31:
+            self._set_serial(serial % 2**32)
 
     def enclose(self, apex: bytes) -> None:
         """Make *apex*, of a served zone inside this one, exist here, so that names above it are not NXDOMAIN."""

@@ -10,6 +10,7 @@ The paths of the state: the tree of the original's Irmin database. Pure.
     jitsu/stats/<uuid>/{start_ts, call_ts, stop_ts, held_ts, used_ts, total_starts, backend, connect}
     jitsu/stats/<uuid>/dns/<name>/{last_request_ts, total_requests}
     jitsu/uptime
+    jitsu/serial/<zone>
 
 Each value has one path: a key without a file of its own is below ``config``, as in the configuration. A template has a
 folder like that of a VM, without ``ip``; a VM that it has made has the template's name in ``config/template/0``, and of
@@ -19,7 +20,7 @@ It has no `call_ts`: when the hypervisor's last start call ended; until then, a 
 no `held_ts`: until when the VM's guest holds it; and no `used_ts`: when the VM was used last, in any way, before Jitsu
 ended. These are there only if they are not 0. Nor has it ``origin``: the request that a VM is from, if a request was
 the last to change it. Times are seconds since 1970. ``backend`` and
-``connect`` are the VM's hypervisor. ``uptime`` is all VMs' (`vm.uptime`).
+``connect`` are the VM's hypervisor. ``uptime`` is all VMs' (`vm.uptime`), and ``serial`` is of a zone (`sync.serials`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ STATISTICS: Final = "Statistics"
 
 #: The folder that requests may change: it has one folder for each VM.
 VMS: Final = "jitsu/vm"
+
+#: The folder of the zones' serials.
+SERIALS: Final = "jitsu/serial"
 
 #: In a request, the folder of a new VM whose uuid the hypervisor knows.
 UNKNOWN: Final = "00000000-0000-0000-0000-000000000000"

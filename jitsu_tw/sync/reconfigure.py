@@ -316,7 +316,7 @@ class LiveConfig:
         for zone in zones:
             before = self._zones.find(zone.key)
             if before is not None and before.key == zone.key:
-                zone.follow(before, changed=zone.key in self._touched)
+                zone.raise_to(before.serial + (zone.key in self._touched))
         self._touched.clear()
         self.leaving.update(outcome.change.removed)
         self._zones.replace(zones)

@@ -52,6 +52,6 @@ def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Ge
                 new.add_reverse(each, vm.name, vm.dns[0], vm.ttl)
         yield
     mistakes.end()
-    new.follow(old, changed=False)
+    new.raise_to(old.serial)
     zones.put(new)
     return new

@@ -811,7 +811,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "takes keys for applied that need a restart"),
     ),
     ("configuration", "jitsu_tw/sync/reconfigure.py", _RELOADS): (
-        ("zone.follow(before, ", "(lambda *_, **__: None)(before, ", "goes back to an earlier serial"),
+        ("zone.raise_to(before.serial ", "(lambda _: None)(before.serial ", "goes back to an earlier serial"),
         ("await self._fleet.store.save_configuration()", "pass", "leaves the state as it was"),
         ("            self._fleet.store.forget_others()", "            pass", "keeps removed VMs in the state"),
     ),

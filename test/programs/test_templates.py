@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+import time
 from typing import TYPE_CHECKING, Final
 
 import dns.rcode
@@ -34,7 +35,7 @@ class TemplateTestCase(ControlTestCase):
         """Start it."""
         super().setUp()
         (self.folder / "names").write_text("bob\ncarol\n")
-        self.serve("--zone", "jitsu.zone", configuration=TEMPLATE)
+        self.jitsu = self.serve("--zone", "jitsu.zone", configuration=TEMPLATE)
         self.until_logged("serving")
 
     def make(self, labels: Iterable[str], above: str = "sites") -> None:
@@ -99,6 +100,23 @@ class SeenTests(TemplateTestCase):
         self.assertEqual(["site"], completed("forget", "--template", ""))
         self.assertEqual(["site", "www", "bob.site"], completed("status", ""))
 
+
+
+class SerialTests(TemplateTestCase):
+    """What secondaries go by."""
+
+    def test_killed(self) -> None:
+        """A Jitsu that begins after a kill has a later serial than the one before."""
+        self.make(["bob", "carol"])
+        (before,) = self.ask("jitsu.test", "SOA").answer[0]
+        while "serial" not in self.jitsuctl("tree", "jitsu", "--state", "state.git").stdout:
+            time.sleep(0.1)
+        self.jitsu.kill()
+        self.jitsu.wait()
+        self.serve("--zone", "jitsu.zone", configuration=TEMPLATE)
+        self.until_logged("serving")
+        (after,) = self.ask("jitsu.test", "SOA").answer[0]
+        self.assertGreater(after.serial, before.serial)
 
 
 class ForgetTests(TemplateTestCase):

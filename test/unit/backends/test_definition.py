@@ -106,6 +106,7 @@ class FileTests(SynchronousTestCase):
             (b"\xff\xfe<\0", "is not text"), (b"<domain", "is not XML"), (b"", "is not XML"), (b"\0", "is not XML"),
             (b"<domain>${nmae}</domain>", "${nmae}"), (b"<domain>\n$ </domain>", "line 2"),
             (b"<domain><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid></domain>", "gives all its VMs the uuid 6695"),
+            (b"<domain><name>web</name></domain>", "gives all its VMs the name web; write ${name}"),
         ):  # fmt: skip
             self.file.write_bytes(octets)
             error = self.assertRaises(BackendError, domain.text, machine)

@@ -307,5 +307,5 @@ class KeyTests(SynchronousTestCase):
             old, new = (Zone.made_up(from_text("a.test"), 60) for _ in range(2))
             old._set_serial(before)
             new._set_serial(now)
-            new.follow(old, changed=changed)
+            new.raise_to(old.serial + changed)
             self.assertEqual(serial, new.serial)
