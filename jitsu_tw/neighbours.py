@@ -34,6 +34,9 @@ _ROUTE: Final = struct.Struct("=8BI")
 _NEIGHBOUR: Final = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 
+#: The port of the service that answers nothing (RFC 863).
+DISCARD: Final = 9
+
 _REQUEST: Final = 1  # NLM_F_REQUEST
 _LONGEST: Final = 65536
 _MAC: Final = 6
@@ -62,6 +65,18 @@ def mac_of(host: str) -> str | None:
     state, attributes = _NEIGHBOUR.unpack_from(found)[2], dict(_attributes(found[_NEIGHBOUR.size :]))
     mac = attributes.get(_LLADDR, b"")
     return mac.hex(":") if len(mac) == _MAC and any(mac) and not state & _INVALID else None
+
+
+def probe(host: str) -> None:
+    """
+    Make the kernel find out, within seconds, whether the neighbour *host* is still there.
+
+    The kernel remembers for good what it has once known (gc_thresh1 in arp(7)), and asks when it is to send something:
+    here a datagram without content, to the port `DISCARD`. That can fail, and then nothing is found out.
+    """
+    family = socket.AF_INET if len(packed(host)) == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as one:
+        one.sendto(b"", (host, DISCARD))
 
 
 def routers() -> frozenset[bytes]:

@@ -38,7 +38,7 @@ from jitsu_tw.errors import (
     Unproven,
 )
 from jitsu_tw.ijitsu import IForgets, ITemplateControl, ITemplates, TemplateCounts
-from jitsu_tw.neighbours import mac_of, routers
+from jitsu_tw.neighbours import mac_of, probe, routers
 from jitsu_tw.networks import network
 from jitsu_tw.rules.addresses import choose, size
 from jitsu_tw.rules.buckets import Buckets
@@ -72,6 +72,9 @@ MOST_MAKING: Final = 64
 MOST_WAITING: Final = 1000
 MOST_WAITING_OF_ONE: Final = 100
 
+#: The most neighbours that are probed for one VM.
+MOST_PROBES: Final = 16
+
 #: Errors that tell that a hypervisor, or the other nodes, cannot be asked.
 _LOST: Final = (BackendLost, ClusterUnavailable)
 
@@ -86,7 +89,8 @@ class _Taken:
         """
         Begin with the addresses that are *known* to be taken.
 
-        The kernel remembers a neighbour for minutes: it may be a VM that was forgotten, and even the new VM itself.
+        A neighbour that the kernel remembers may be a VM that was forgotten, and even the new VM itself; any other is
+        probed, so that an address that no machine has any more is free some seconds later.
 
         Args:
             mac: the new VM's.
@@ -94,14 +98,21 @@ class _Taken:
             known: addresses that are taken.
         """
         self._mac, self._forgotten = mac, forgotten
-        self._known, self._routers = known, routers()
+        self._known, self._routers, self._probes = known, routers(), MOST_PROBES
 
     def __contains__(self, address: Any) -> bool:
         """Return whether *address* is taken."""
         if any(address in known for known in self._known) or address.packed in self._routers:
             return True
         host = str(address)
-        return is_here(host) or mac_of(host) not in {None, self._mac, self._forgotten.get(address)}
+        if is_here(host):
+            return True
+        if mac_of(host) in {None, self._mac, self._forgotten.get(address)}:
+            return False
+        if self._probes:
+            self._probes -= 1
+            probe(host)
+        return True
 
 
 class _Making:

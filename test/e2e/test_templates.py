@@ -308,6 +308,16 @@ class FailureTests(SitesTestCase):
         self.nothing_is_left()
         self.served("s3")
 
+    def test_neighbour_is_gone(self) -> None:
+        """An address whose machine is not there any more, but which the kernel remembers, is free soon."""
+        quick = [f"net.ipv4.neigh.{lab.BRIDGE}.{key}" for key in ("delay_first_probe_time=1", "ucast_solicit=1")]
+        self.network.run("host", ["sysctl", "-w", *quick])
+        old = ["ip", "neighbour", "replace", "10.99.0.100", "lladdr", "52:54:00:00:00:99", "dev", lab.BRIDGE]
+        self.network.run("host", [*old, "nud", "stale"])
+        self.begin_sites(pool="10.99.0.100", more="max: 1")
+        self.refused("s1", "all 1 addresses of site are taken")
+        self.until(lambda: self.ask("s1")["s1"]["rcode"] == "NOERROR")
+
     def test_disk_is_full(self) -> None:
         """Without room for a disk, there is no VM."""
         self.layers.mkdir()

@@ -205,19 +205,23 @@ class MakingTests(TemplatesTestCase):
         self.assertEqual([4, 6], [ip.version for ip in cloud.machine().vm.ip])
 
     def test_address_is_others(self) -> None:
-        """An address that another VM has, this host or one of its neighbours, is given to none."""
+        """An address that another VM has, this host or one of its neighbours, is given to none; those are probed."""
         cloud = self.cloud({"pool": "[10.1.0.7-10.1.0.10]"}, vms="vms:\n  - {name: w, dns: w.jitsu.test, ip: 10.1.0.7}")
+        probed: list[str] = []
+        self.patch(templates, "probe", probed.append)
         self.patch(templates, "is_here", lambda host: host == "10.1.0.8")
         self.patch(templates, "mac_of", lambda host: "52:00:00:00:00:01" if host == "10.1.0.9" else None)
         cloud.ask()
         self.assertEqual((ip_address("10.1.0.10"),), cloud.machine().vm.ip)
         self.refused(cloud.ask("bob.sites"), NoCapacity, "all 4 addresses of site are taken")
+        self.assertEqual({"10.1.0.9"}, set(probed))
 
     def test_neighbour_from_before(self) -> None:
         """A neighbour that the kernel remembers of a forgotten VM, or of this very one, does not take an address."""
         cloud = self.cloud({"pool": "[10.1.0.7-10.1.0.7]"})
         cloud.ask()
         macs = ["52:54:00:00:00:07"]
+        self.patch(templates, "probe", lambda _: None)
         self.patch(forgetting, "mac_of", lambda _: macs[0])
         self.patch(templates, "mac_of", lambda _: macs[0])
         self.successResultOf(cloud.templates.forget("alice.site"))
