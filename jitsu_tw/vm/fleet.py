@@ -235,7 +235,7 @@ class Fleet(Parts):
             machine.state in STOPS | PREPARES | {State.PREPARED} or (machine.managed and machine.state in WANTED)
         ):
             if await self.operator.stop_if_possible(machine, reason) is State.UP:
-                self._keep_removed(machine, IS_REMOVED)
+                self._keep_removed(machine, IS_REMOVED if machine.vm.template is None else f"{IS_FORGOTTEN}: it runs")
                 return
         if self.members.is_removed(name) or self.machines.get(name) is not machine:  # it was dismissed meanwhile
             return

@@ -762,6 +762,7 @@ class ForgettingTests(TemplatesTestCase):
         guest.obstacles = {guest.vm.mode: "a device is in use"}
         error = self.failureResultOf(cloud.templates.forget("alice.site"), BackendError)
         self.assertIn("cannot be stopped", str(error.value))
+        self.assertIn("it is forgotten, but what is left of it cannot be removed yet", str(error.value))
         self.refused(cloud.ask(), BootFailed, "it is being forgotten")
         self.assertTrue(cloud.machine().vm.removed)
         guest.obstacles = {}
