@@ -133,7 +133,7 @@ class Book:
                 self.cloned.discard(alike)
                 self.seeds[alike] = vm.name
         if state in IDLE and old not in PREPARES and vm.boot_from is Boot.SNAPSHOT and how is How.BOOTED:
-            if alike not in self.cloned:
+            if alike not in self.cloned and vm.layer is None:  # with a layer, a disk to write to, it can have no image
                 self.images.add(vm.name)  # there was no image to start from
         elif state is State.PREPARED or (old is State.KEEPING and state is State.OFF):
             self.images.discard(vm.name)

@@ -286,7 +286,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "boots a VM without what it needs"),
     ),
     ("clones", "jitsu_tw/rules/prepare.py", "test.unit.vm.test_preparation"): (
-        ("            if alike not in self.cloned:\n", "            if True:\n", "starts each clone once for nobody"),
+        ("if alike not in self.cloned and vm.layer", "if vm.layer", "starts each clone once for nobody"),
+        (" and vm.layer is None:", ":", "starts a VM for an image that its disk rules out"),
         ('"define" not in vm.raw', "True", "makes the image of a template after a VM that is defined otherwise"),
         ("if now >= self.rests.get(name, NO_REST).until", "if True", "makes an image without end that cannot be"),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -17,7 +18,7 @@ from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import Memory, Power, Start
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.rules.prepare import Choice, choose, pause, shortage
-from jitsu_tw.settings import RESUMED_WITHIN, VM, Boot, Settings
+from jitsu_tw.settings import RESUMED_WITHIN, VM, Boot, Layer, Settings
 from jitsu_tw.sync.reconfigure import ConfigChange, LiveConfig
 from jitsu_tw.vm.preparation import CHECK_EVERY, MEMORY_AGAIN, QUIET
 from test.support import EPOCH, World, question, vm
@@ -151,6 +152,17 @@ class SeedTests(PreparationTestCase):
             self.boot(name)
         self.world.pump(QUIET + 0.1)
         self.assertEqual([], made)
+
+    def test_own_disk(self) -> None:
+        """A VM whose disk is a layer can have no image of its own: it is not started for one."""
+        layer = Layer(Path("/x/a.qcow2"), Path("/x/base"))
+        self.begin(self.made("a.site", layer=layer), self.made("b.site"))
+        self.images("its guest does not wait for its interface")
+        for name in ("a.site", "b.site"):
+            self.boot(name)
+        self.world.pump(100)
+        self.assertEqual(1, self.world.starts("a.site"))
+        self.assertLess(1, self.world.starts("b.site"))
 
     def test_cannot(self) -> None:
         """If it cannot be made, that is tried again, later each time, and not when its VMs are gone."""
