@@ -175,6 +175,7 @@ class _Tally:
         per_minute: how many of them a client network may have in a minute, when `budget` was made.
         outside: how many of its VMs have addresses outside its pool, which was another one when they were made; with
             the pool and the number of VMs that were counted.
+        trouble: why its last new VM was not made, or did not start; empty if that VM did.
     """
 
     per_minute: int
@@ -182,8 +183,13 @@ class _Tally:
     outside: tuple[tuple[AddressRange, ...], int, int] = ((), 0, 0)
     made: int = 0
     failed: int = 0
+    trouble: str = ""
     refused: Counter[str] = attrs.field(factory=Counter)
     asked: Counter[str] = attrs.field(factory=Counter)
+
+    def fail(self, reason: str) -> None:
+        """Count a VM that was not made, or did not start, because of *reason*."""
+        self.failed, self.trouble = self.failed + 1, reason
 
 
 @implementer(ITemplates, ITemplateControl, IForgets)
@@ -405,7 +411,7 @@ class Templates:
         self._fleet.admission.note_client(machine.vm.name, network(source.address), proven=source.proven)
         self._fleet.leases.use(machine)
         started = machine.summon(f"{source.host}, a new name", insist=True, is_client=False)
-        ended = started.addErrback(self._did_not_start, machine)
+        ended = started.addCallback(self._has_started, machine).addErrback(self._did_not_start, machine)
         spawn(self.log, ended, machine.vm.name, ignore=(ClusterUnavailable,))
 
     @staticmethod
@@ -415,7 +421,7 @@ class Templates:
         if reason:
             tally.refused[reason] += 1
         else:
-            tally.failed += 1
+            tally.fail(str(error))
 
     async def _make(self, template: Template, label: str, name: str, source: Source) -> bool:
         """Do all steps but the last, the start, or undo them; return False if another node has just made it."""
@@ -615,6 +621,13 @@ class Templates:
         values["ip"] = [RawValue(str(address), place) for address in addresses]
         return attrs.evolve(vm_from(values, self._running.settings), place=(place, None))
 
+    def _has_started(self, ready: bool, machine: Machine) -> bool:  # noqa: FBT001
+        """Note that *machine*, which is new, has started."""
+        tally = self._tallies.get(machine.vm.template or "")
+        if tally is not None:
+            tally.trouble = ""
+        return ready
+
     def _did_not_start(self, failure: Any, machine: Machine) -> Deferred[bool] | None:
         """Forget *machine*, whose first start has failed, unless that was because its hypervisor was lost."""
         failure.trap(JitsuError)
@@ -625,7 +638,7 @@ class Templates:
         if self._forgetting.has(name):
             return None
         if machine.vm.template in self._fleet.templates:
-            self._tally(self._fleet.templates[machine.vm.template]).failed += 1
+            self._tally(self._fleet.templates[machine.vm.template]).fail(f"{name}: its first start has failed: {error}")
         self.log.warn("{name}: its first start has failed, so it is forgotten: {error}", name=name, error=error)
         reason = f"because its first start has failed: {error}"
         return Deferred.fromCoroutine(self._forgetting.retire(machine, reason, counts=False))
@@ -651,7 +664,10 @@ class Templates:
         found = {name: [sentence] for name, sentence in self._running.orphans.problems().items()}
         for name, template in self._fleet.templates.items():
             troubles = [self._existing.troubles.get(one.text) for one in template.exists]
-            if sentences := [f"whether its names exist is not known: {why}" for why in troubles if why]:
+            sentences = [f"whether its names exist is not known: {why}" for why in troubles if why]
+            if name in self._tallies and (why := self._tallies[name].trouble):
+                sentences.append(f"its last new VM could not be made: {why}")
+            if sentences:
                 found[name] = sentences
         return found
 

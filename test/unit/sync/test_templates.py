@@ -476,6 +476,18 @@ class FailureTests(TemplatesTestCase):
         self.assertEqual((1, 1, 0), (counts.made, counts.failed, counts.forgotten))
         (event,) = [one for one in cloud.fleet.journal.decisions("alice.site") if one.kind == "forgotten"]
         self.assertIn("because its first start has failed", event.facts["reason"])
+        (problem,) = cloud.templates.problems()["site"]
+        self.assertIn("its last new VM could not be made: alice.site: its first start has failed: ", problem)
+
+    def test_trouble_ends(self) -> None:
+        """That a VM could not be made is a problem of the template until another one was."""
+        cloud = self.cloud()
+        patch = self.patch(cloud.backend, "look_up", lambda _: fail(BackendError("no memory")))
+        self.refused(cloud.ask(), BackendError, "no memory")
+        self.assertIn("no memory", cloud.templates.problems()["site"][0])
+        patch.restore()
+        cloud.ask("bob.sites")
+        self.assertEqual({}, cloud.templates.problems())
 
     def test_first_start_stopped(self) -> None:
         """A first start that an operator stops has failed like any other; clients and the operator are told."""
