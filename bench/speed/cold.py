@@ -152,14 +152,19 @@ def tell(machine: subprocess.Popen[str], word: str) -> tuple[float, float]:
 
 
 def by_query(
-    network: lab.Network, jitsu: Jitsu, name: str = "www", zone: str = "jitsu.test"
+    network: lab.Network, jitsu: Jitsu, name: str = "www", zone: str = "jitsu.test", *, stop: bool = True
 ) -> dict[str, float]:
-    """Start a VM once by a query for the first label of its *name* in *zone*; return what it took, for the client."""
+    """
+    Start a VM once by a query for the first label of its *name* in *zone*; return what it took, for the client.
+
+    The VM is stopped then, if *stop* is set.
+    """
     program = [sys.executable, "-m", "demo.client", lab.HOST_IP, "53", f"{name.partition('.')[0]}.{zone}", str(PORT)]
     seen = json.loads(network.run("client", program).stdout)
     times = {step: (seen[step] - seen["query"]) * 1000 for step in ("answered", "connected", "first octet")}
     times["created"] = jitsu.vm(name)["activation_ms"]["started"]
-    jitsu.control.ask("POST", f"/v1/vms/{name}/stop")
+    if stop:
+        jitsu.control.ask("POST", f"/v1/vms/{name}/stop")
     network.run("client", ["ip", "neighbour", "del", seen["address"], "dev", "eth0"], check=False)
     return times
 

@@ -2,14 +2,17 @@
 What a VM per name costs: the first query for a name, the VMs that sleep, and names that do not exist.
 
 ``cold``: a boot by hand, the first query for a name, and a query for the same name when its VM is off, in turn, as
-`bench.speed.cold` does it. ``sleepers``: so many VMs of the memory backend are made, one for each name, and stopped;
-``flood``: so many random names are asked for, none of which exists by a list, a pattern or a program. Run it as::
+`bench.speed.cold` does it. ``clones``: new names of a template with Linux whose VMs boot, and of one whose VMs are
+clones, with what each VM takes of the memory. ``sleepers``: so many VMs of the memory backend are made, one for each
+name, and stopped; ``flood``: so many random names are asked for, none of which exists by a list, a pattern or a
+program. Run it as::
 
     python -m bench.speed.templates cold [--rounds 5] [--json FILE]
+    python -m bench.speed.templates clones [--rounds 5] [--json FILE]
     python -m bench.speed.templates sleepers [--vms 1000 --vms 10000] [--json FILE]
     python -m bench.speed.templates flood [--names 1000000] [--exists list|pattern|program] [--json FILE]
 
-The first needs root and QEMU, the others nothing. Times are in milliseconds, memory is in MiB.
+The first two need root and QEMU, the others nothing. Times are in milliseconds, memory is in MiB.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from rich.console import Console
 from bench.figures import json_option, table, write
 from bench.speed.cold import IP, MAC, by_hand, by_itself, by_query
 from bench.speed.sleepers import memory
+from demo import clones as cloneable
 from demo import lab
 from demo import unikernel as guest
 from demo.server import Jitsu
@@ -101,6 +105,34 @@ def cold(rounds: int) -> dict[str, Any]:
         for way, figures in ways.items()
     }
     return {"medians": medians, "all": ways}
+
+
+def clones(rounds: int) -> dict[str, Any]:
+    """Ask for *rounds* names whose VMs boot, and as many whose VMs are clones; return all figures."""
+    found = {}
+    for way, boot_from in (("booted", "disk"), ("cloned", "snapshot")):
+        with contextlib.ExitStack() as stack:
+            directory = Path(stack.enter_context(lab.directory()))
+            network = stack.enter_context(lab.Network())
+            root = directory / "libvirt"
+            stack.callback(lab.stop_qemus, root)
+            (directory / "site.xml").write_text(cloneable.definition(lab.BRIDGE))
+            top = f"connect: {lab.embed_root(root)}\nanswer_by: 60\nimages: images"
+            configuration = CONFIGURATION.format(
+                server=lab.HOST_IP, port=53, top=top, sites=SITES, pool="10.99.0.100-10.99.0.250", exists='"n*"',
+                more=f"define: site.xml\n    wait_for_port: 80\n    idle: 600\n    boot_from: {boot_from}",
+            )  # fmt: skip
+            jitsu = Jitsu(directory, configuration, lab.HOST_IP, network)
+            stack.callback(jitsu.stop, signal.SIGKILL)
+            jitsu.start()
+            by_query(network, jitsu, "n.site", SITES)
+            while boot_from == "snapshot" and not (directory / "images" / "site.seed").exists():
+                time.sleep(0.1)
+            times = [by_query(network, jitsu, f"n{number}.site", SITES, stop=False) for number in range(rounds)]
+            are_clones = {jitsu.vm(f"n{number}.site")["reason"] == "cloned" for number in range(rounds)}
+            assert are_clones == {way == "cloned"}
+            found[way] = {"times": times, "MiB": lab.memory(root)}
+    return found
 
 
 class Asking(asyncio.DatagramProtocol):
@@ -248,6 +280,19 @@ def cold_command(rounds: int, path: Path | None) -> None:
     console.print(rows)
     new, off, bare = (medians[way]["first octet"] for way in ("a new name", "the same, off", "create()"))
     console.print(f"a new name / the same, off: [bold]{new / off:.3f}[/]; / create(): [bold]{new / bare:.3f}[/]")
+
+
+@main.command("clones")
+@click.option("--rounds", default=5, show_default=True, help="Names each way.")
+@json_option
+def clones_command(rounds: int, path: Path | None) -> None:
+    """Measure VMs that are clones."""
+    figures = clones(rounds)
+    write(path, figures)
+    for way, one in figures.items():
+        first = statistics.median(times["first octet"] for times in one["times"])
+        print(f"{way}: {first:.0f} ms from query to first octet,"
+              f" {statistics.median(one['MiB'].values()):.0f} MiB each")  # fmt: skip
 
 
 @main.command("sleepers")
