@@ -76,10 +76,9 @@ class TemplateResolver(Authority):
 
     @deferred
     async def _answer(self, question: Question, outcome: NoData, template: str, label: str | None) -> Answer:
-        missing = Unanswerable(dns.ENAME, outcome.answer, [outcome.soa])
         source = question.source
         if label is None:
-            raise missing
+            raise _missing(outcome)
         if source is None:  # Jitsu itself asks, which makes no VM
             return Answer(outcome.answer, [outcome.soa])
         began = self._reactor.seconds()
@@ -87,7 +86,7 @@ class TemplateResolver(Authority):
         found = self._templates.make if wants else self._templates.exists
         known = found(template, label, source).addTimeout(self._answer_by(), self._reactor, _late)
         if not await known:
-            raise missing
+            raise _missing(outcome)
         if not wants:
             return self._without(question, outcome)
         question.outcome = None
@@ -104,6 +103,15 @@ class TemplateResolver(Authority):
             return Answer(outcome.answer, [outcome.soa])
         owner = outcome.answer[-1].rdata if outcome.answer else question.asked
         return Answer([*outcome.answer, RR(owner, dns.HINFO, outcome.soa.ttl, MINIMAL_ANY)])
+
+
+def _missing(outcome: NoData) -> Unanswerable:
+    """
+    Return the error that a name does not exist.
+
+    A frame that kept it would be a cycle with its traceback: with many random names, much garbage.
+    """
+    return Unanswerable(dns.ENAME, outcome.answer, [outcome.soa])
 
 
 def _late(_: object, seconds: float) -> None:

@@ -387,19 +387,19 @@ class Existing:
 
     @deferred
     async def _ask(self, asked: _Asked) -> bool:
-        trouble: ExistenceUnknown | None = None
+        trouble = ""
         for said in asked.template.exists:
             try:
                 exists = await self._one(said, asked)
             except ExistenceUnknown as error:
-                trouble = error
-                self._note(said.text, str(error))
+                trouble = str(error)
+                self._note(said.text, trouble)
                 continue
             self._note(said.text, None)
             if exists:
                 return True
-        if trouble is not None:
-            raise trouble
+        if trouble:
+            raise ExistenceUnknown(trouble)
         return False
 
     async def _one(self, said: Existence, asked: _Asked) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
@@ -348,6 +349,15 @@ class LimitTests(TemplatesTestCase):
         for label in ("user-1", "user-2"):
             self.assertIn("A 10.1.0.1", cloud.told(cloud.ask(f"{label}.sites")))
         self.check(cloud, cloud.ask("user-3.sites"), NoCapacity, "all 2 addresses of site are taken", "pool")
+
+    def test_no_garbage(self) -> None:
+        """A name that does not exist leaves no cycles of objects for the collector of garbage."""
+        cloud = self.cloud()
+        cloud.told(cloud.ask("mallory.sites"))
+        gc.collect()
+        for _ in range(5):
+            self.assertIn("Unanswerable", cloud.told(cloud.ask("mallory.sites")))
+        self.assertEqual(0, gc.collect())
 
     def test_policy(self) -> None:
         """The limits on starts hold for the first start, too."""
