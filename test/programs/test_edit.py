@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from test.programs.test_reload import ReloadTestCase
-from test.programs.test_tap import BIN
+from test.programs.test_tap import BIN, ProcessTestCase
 
 if TYPE_CHECKING:
     import subprocess
@@ -40,14 +40,8 @@ class FirstTests(ReloadTestCase):
         self.assertEqual("10.0.0.3 60", self.address("new"))
 
 
-class EditTests(ReloadTestCase):
-    """A server with a state."""
-
-    def setUp(self) -> None:
-        """Start it."""
-        super().setUp()
-        self.serve("--zone", "jitsu.zone", configuration=VMS)
-        self.until_logged("serving")
+class EditingTestCase(ProcessTestCase):
+    """Changes what a Jitsu has."""
 
     def change(self, *arguments: str, script: str = "") -> subprocess.CompletedProcess[str]:
         """Run jitsuctl with the state, and with an editor that runs *script*."""
@@ -57,6 +51,16 @@ class EditTests(ReloadTestCase):
         state = str(self.folder / "state.git")
         environment = os.environ | {"JITSU_STATE": state, "VISUAL": str(editor), "SCRIPT": script}
         return self.run_to_end(BIN / "jitsuctl", "--control", self.place, *arguments, env=environment)
+
+
+class EditTests(EditingTestCase, ReloadTestCase):
+    """A server with a state."""
+
+    def setUp(self) -> None:
+        """Start it."""
+        super().setUp()
+        self.serve("--zone", "jitsu.zone", configuration=VMS)
+        self.until_logged("serving")
 
     def done(self, *arguments: str, script: str = "") -> list[str]:
         """Run jitsuctl, which must go well; return the lines that it prints."""

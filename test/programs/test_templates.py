@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import dns.rcode
 
 from test.programs.test_ctl import ControlTestCase
-from test.programs.test_edit import EDITOR
+from test.programs.test_edit import EditingTestCase
 from test.programs.test_tap import BIN, PATIENCE
 
 if TYPE_CHECKING:
@@ -167,17 +167,8 @@ class ForgetTests(TemplateTestCase):
             os.close(theirs)
 
 
-class EditTests(TemplateTestCase):
+class EditTests(EditingTestCase, TemplateTestCase):
     """Changes of a template, and of one of its VMs, by git."""
-
-    def change(self, *arguments: str, script: str = "") -> subprocess.CompletedProcess[str]:
-        """Run jitsuctl with the state, and with an editor that runs *script*."""
-        editor = self.folder / "editor"
-        editor.write_text(EDITOR)
-        editor.chmod(0o700)
-        state = str(self.folder / "state.git")
-        environment = os.environ | {"JITSU_STATE": state, "VISUAL": str(editor), "SCRIPT": script}
-        return self.run_to_end(BIN / "jitsuctl", "--control", self.place, *arguments, env=environment)
 
     def done(self, *arguments: str, script: str = "") -> str:
         """Run jitsuctl, which must go well; return what it prints first."""
