@@ -176,14 +176,20 @@ def definition(kind: str, name: str, ip: str, mac: str) -> str:
     return lab.domain_xml(name, ip, mac, lab.guest(), bridge=lab.BRIDGE)
 
 
+def stage(stack: contextlib.ExitStack, *roots: str) -> tuple[Path, lab.Network]:
+    """Return a directory, with *roots* of libvirt's in it, and a network; *stack* removes both, and stops all QEMUs."""
+    directory = Path(stack.enter_context(lab.directory()))
+    network = stack.enter_context(lab.Network())
+    for root in roots:
+        stack.callback(lab.stop_qemus, directory / root)
+    return directory, network
+
+
 def measure(rounds: int, kind: str) -> dict[str, Any]:
     """Start in turn, *rounds* times each way, a guest of that *kind*; return all figures, medians and ratios."""
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(lab.directory()))
-        network = stack.enter_context(lab.Network())
+        directory, network = stage(stack, "bare", "ours")
         bare, ours = directory / "bare", directory / "ours"
-        for root in (bare, ours):
-            stack.callback(lab.stop_qemus, root)
         for name, ip, mac in (("www", IP, MAC), ("ready", READY_IP, READY_MAC)):
             (directory / f"{name}.xml").write_text(definition(kind, name, ip, mac))
         machine = stack.enter_context(by_itself(network, bare, directory / "www.xml"))

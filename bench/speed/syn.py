@@ -33,8 +33,7 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import dpkt
@@ -44,6 +43,9 @@ from bench.figures import json_option, p90, plot_option, pyplot, table, write
 from bench.speed import cold, starts
 from demo import lab
 from demo.server import Jitsu, Synjitsu
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: How Jitsu hides a boot, and what its configuration says of that; "bare" is without it.
 WAYS: Final = {
@@ -157,11 +159,8 @@ def measure(rounds: int) -> dict[str, Any]:
     """Boot in turn, *rounds* times each way; return all figures."""
     load = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(lab.directory()))
-        network = stack.enter_context(lab.Network())
+        directory, network = cold.stage(stack, "bare", "ours")
         bare, ours = directory / "bare", directory / "ours"
-        for root in (bare, ours):
-            stack.callback(lab.stop_qemus, root)
         guests = {way: address(number) for number, way in enumerate((BARE, *WAYS))}
         for way, (ip, mac) in guests.items():
             xml = lab.domain_xml(way, ip, mac, lab.guest(), bridge=lab.BRIDGE, options="jitsu.garp")

@@ -32,7 +32,7 @@ import dns.message
 from rich.console import Console
 
 from bench.figures import json_option, table, write
-from bench.speed.cold import IP, MAC, by_hand, by_itself, by_query
+from bench.speed.cold import IP, MAC, by_hand, by_itself, by_query, stage
 from bench.speed.sleepers import memory
 from demo import clones as cloneable
 from demo import lab
@@ -78,11 +78,8 @@ def cold(rounds: int) -> dict[str, Any]:
     """Boot in turn, *rounds* times each way; return all figures."""
     ways: dict[str, list[dict[str, float]]] = {"create()": [], "a new name": [], "the same, off": []}
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(lab.directory()))
-        network = stack.enter_context(lab.Network())
+        directory, network = stage(stack, "bare", "ours")
         bare, ours = directory / "bare", directory / "ours"
-        for root in (bare, ours):
-            stack.callback(lab.stop_qemus, root)
         for name, ip, mac, uuid in (("www", IP, MAC, None), ("site", "${ip}", "${mac}", "${uuid}")):
             xml = guest.domain_xml("${name}" if uuid else name, ip, mac, uuid=uuid, bridge=lab.BRIDGE)
             (directory / f"{name}.xml").write_text(xml)
@@ -112,10 +109,8 @@ def clones(rounds: int) -> dict[str, Any]:
     found = {}
     for way, boot_from in (("booted", "disk"), ("cloned", "snapshot")):
         with contextlib.ExitStack() as stack:
-            directory = Path(stack.enter_context(lab.directory()))
-            network = stack.enter_context(lab.Network())
+            directory, network = stage(stack, "libvirt")
             root = directory / "libvirt"
-            stack.callback(lab.stop_qemus, root)
             (directory / "site.xml").write_text(cloneable.definition(lab.BRIDGE))
             top = f"connect: {lab.embed_root(root)}\nanswer_by: 60\nimages: images"
             configuration = CONFIGURATION.format(

@@ -101,10 +101,7 @@ def obstacle(vm: VM) -> str | None:
     found = []
     for added in ("", _OTHER):
         text = definition.read(vm.define, vm, partial(_escape, added), domain_xml.uncommented)
-        try:
-            root = domain_xml.parse(text)
-        except ElementTree.ParseError as error:
-            raise BackendError(f"{vm.define} is not XML: {error}") from error
+        root = domain_xml.parse_file(text, vm.define)
         if not is_wanted(root):
             return f"it has no channel {CHANNEL}, by which its guest tells that it waits for its interface"
         if not plug(root, values.get("disk", "") + added):
@@ -130,13 +127,18 @@ def plug(root: ElementTree.Element, disk: str) -> list[ElementTree.Element]:
     interfaces = root.findall("./devices/interface")
     if devices is None or not interfaces:
         return []
-    for where in _OWN:
-        for element in root.findall(f"./{where}"):
-            root.remove(element)
+    _take_own(root)
     disks = [one for one in devices.findall("disk") if disk in {source.get("file") for source in one.findall("source")}]
     for device in (*disks, *interfaces):
         devices.remove(device)
     return [*disks, *interfaces]
+
+
+def _take_own(root: ElementTree.Element) -> None:
+    """Remove the elements `_OWN` from the domain *root*."""
+    for where in _OWN:
+        for element in root.findall(f"./{where}"):
+            root.remove(element)
 
 
 def _seed_of(domain: libvirt.virDomain, vm: VM) -> tuple[ElementTree.Element, list[str], str]:
@@ -351,8 +353,7 @@ def _copy(source: int, target: int) -> None:
 def _as(own: ElementTree.Element, xml: str) -> str:
     """Return the *xml* of a seed with the elements `_OWN` of the domain *own* in place of the seed's."""
     root = domain_xml.parse(xml)
+    _take_own(root)
     for where in _OWN:
-        for element in root.findall(f"./{where}"):
-            root.remove(element)
         root.extend(copy.deepcopy(own.findall(f"./{where}")))
     return ElementTree.tostring(root, encoding="unicode")

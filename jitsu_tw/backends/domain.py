@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Final
-from xml.etree import ElementTree
 
 import libvirt
 from twisted.logger import Logger
@@ -21,6 +20,7 @@ from jitsu_tw.settings import Boot, Evidence, Mode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from xml.etree import ElementTree
 
     from jitsu_tw.settings import VM
 
@@ -160,10 +160,7 @@ def text(vm: VM) -> str:
     """
     assert vm.define is not None
     xml = definition.read(vm.define, vm, domain_xml.escaped, domain_xml.uncommented)
-    try:
-        root = domain_xml.parse(xml)
-    except ElementTree.ParseError as error:
-        raise BackendError(f"{vm.define} is not XML: {error}") from error
+    root = domain_xml.parse_file(xml, vm.define)
     for key, own in (("name", vm.name), ("uuid", vm.uuid)) if vm.template is not None else ():
         value = (root.findtext(f"./{key}") or "").strip()
         if value not in {"", own} and value.lower() != own:

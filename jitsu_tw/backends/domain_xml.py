@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from jitsu_tw.errors import BackendError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 #: The namespace of QEMU's own arguments in a domain (https://libvirt.org/drvqemu.html, pass-through of arguments).
 QEMU: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -100,6 +103,19 @@ def parse(xml: str) -> ElementTree.Element:
         ElementTree.ParseError: it is no XML.
     """
     return ElementTree.fromstring(xml)  # noqa: S314 -- the operator's, or libvirt's
+
+
+def parse_file(xml: str, file: Path) -> ElementTree.Element:
+    """
+    Return the root element of *xml*, the content of an operator's *file*.
+
+    Raises:
+        BackendError: it is no XML.
+    """
+    try:
+        return parse(xml)
+    except ElementTree.ParseError as error:
+        raise BackendError(f"{file} is not XML: {error}") from error
 
 
 def escaped(text: str) -> str:

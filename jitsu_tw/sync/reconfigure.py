@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from jitsu_tw.dns.lookup import Zones
-    from jitsu_tw.dns.zone import Zone
     from jitsu_tw.ijitsu import IForgets
     from jitsu_tw.settings import VM, Settings
     from jitsu_tw.vm.fleet import Fleet
@@ -187,8 +186,7 @@ class LiveConfig:
         old, new = self._names(change)
         stale = {*(vm.name for vm in change.changed), *change.removed} | self._wildcards(new)
         self._exchange(old, new)
-        for zone in {zone for vm in (*old, *new) for zone in names.zones_of(self._zones, vm)}:
-            zone.bump()
+        self._bump(*old, *new)
         self._changed(stale)
         for vm in change.added:  # before any question for their names
             self._begin(vm)
@@ -201,8 +199,7 @@ class LiveConfig:
 
     def _changing(self, changed: Iterable[VM]) -> Iterator[None]:
         """Give the VMs that have *changed* their settings, step by step: a template may have very many."""
-        zones: set[Zone] = set()
-        retimed = []
+        retimed: list[VM] = []
         for vm in changed:
             before = self.named(vm.name)[1]
             if vm.template is not None:  # its template may have given it other names
@@ -210,13 +207,11 @@ class LiveConfig:
             self._begin(vm)
             if before.ttl != vm.ttl and not _renames(before, vm):
                 self._exchange((before,), (vm,))
-                zones |= {*names.zones_of(self._zones, vm)}
-                retimed.append(vm.name)
+                retimed.append(vm)
             yield
-        for zone in zones:
-            zone.bump()
         if retimed:
-            self._changed(retimed)
+            self._bump(*retimed)
+            self._changed([vm.name for vm in retimed])
 
     def _begin(self, vm: VM) -> None:
         """Add *vm*, or give the one of that name these settings, and find it at its hypervisor."""
@@ -257,8 +252,7 @@ class LiveConfig:
         vm, raw = vm_of(uuid, files, files, self.settings)
         unique.add(vm, raw)
         self._exchange((), (vm,))
-        for zone in {*names.zones_of(self._zones, vm)}:
-            zone.bump()
+        self._bump(vm)
         self._begin(vm)
 
     def _enlist(self, vm: VM) -> Machine | None:
@@ -354,16 +348,14 @@ class LiveConfig:
             ConfigError: the zones cannot have them.
         """
         self._exchange((), (machine.vm,))
-        for zone in {*names.zones_of(self._zones, machine.vm)}:
-            zone.bump()
+        self._bump(machine.vm)
         self._changed(())
 
     def take_names(self, machine: Machine) -> None:
         """Remove the names of *machine*, which a template has made and which is to be removed, from the zones."""
         self.leaving.add(machine.vm.name)
         names.take(self._zones, machine.vm)
-        for zone in {*names.zones_of(self._zones, machine.vm)}:
-            zone.bump()
+        self._bump(machine.vm)
         self._changed((machine.vm.name,))
 
     def restore(self, vm: VM) -> None:
@@ -375,6 +367,11 @@ class LiveConfig:
         """
         self._exchange((), (vm,))
         self._enlist(vm)
+
+    def _bump(self, *vms: VM) -> None:
+        """Raise the serials of the zones that have, or had, records of *vms*."""
+        for zone in {zone for vm in vms for zone in names.zones_of(self._zones, vm)}:
+            zone.bump()
 
     def _wildcards(self, new: Iterable[VM]) -> set[str]:
         """Return the VMs that answer now, by a wildcard, for the names of *new*."""

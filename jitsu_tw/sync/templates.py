@@ -348,7 +348,7 @@ class Templates:
         if number >= template.max:
             return "max", NoCapacity(f"{template.name} has as many VMs as it may, {template.max}")
         if number >= addresses and number - self._outside(template, tally) >= addresses:
-            return "pool", NoCapacity(f"all {addresses} addresses of {template.name} are taken")
+            return "pool", NoCapacity(_all_taken(template))
         if not tally.budget.has(client, now):
             return "client", Prohibited(f"this network has made as many VMs of {template.name} as it may for now")
         if len(self._making) >= MOST_MAKING:
@@ -497,9 +497,8 @@ class Templates:
             except OSError as error:
                 raise BackendError(f"{name}: it cannot be found out which addresses are free: {error}") from error
             if chosen is None:
-                reason = f"all {size(template.pool)} addresses of {template.name} are taken"
-                self._note_failure(template.name, reason)  # to look for one among many takes long
-                raise NoCapacity(reason)
+                self._note_failure(template.name, _all_taken(template))  # to look for one among many takes long
+                raise NoCapacity(_all_taken(template))
             self._chosen |= dict.fromkeys(chosen, name)
             agreed: tuple[tuple[Address, ...], bool] | None = None
             try:
@@ -688,3 +687,8 @@ class Templates:
         if name in self._making:
             with suppress(Exception):  # wide: the questions that wait are told
                 await self._making[name].wait()
+
+
+def _all_taken(template: Template) -> str:
+    """Return why *template* makes no VM that needs a new address."""
+    return f"all {size(template.pool)} addresses of {template.name} are taken"

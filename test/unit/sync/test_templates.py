@@ -398,7 +398,7 @@ class LimitTests(TemplatesTestCase):
         self.assert_nothing(cloud)
 
     def test_too_many(self) -> None:
-        """Only so many are made at once, and only so many of a network wait for them."""
+        """At most `MOST_MAKING` VMs are made at once; `MOST_WAITING_OF_ONE` clients of a network may wait for them."""
         cloud = self.cloud()
         self.patch(templates, "MOST_MAKING", 2)
         cloud.hold(cloud.backend, "look_up")
@@ -714,7 +714,7 @@ class ForgettingTests(TemplatesTestCase):
         self.assertTrue(cloud.stored())
 
     def test_asked_while_written_off(self) -> None:
-        """So it is while the state is written: a VM that is made then is not taken out of the state."""
+        """A name makes no VM while the state forgets the one before; a VM that is made then stays in the state."""
         cloud = self.cloud()
         cloud.ask()
         held = cloud.hold(cloud.store, "write")
