@@ -24,6 +24,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from demo import lab
 from demo import unikernel as guest
 from demo.server import Jitsu
+from test.support.cluster import qemus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,8 +135,8 @@ class LabTestCase(SynchronousTestCase):
         return self.network.run("client", program).stdout
 
     def qemus(self) -> list[int]:
-        """Return the process ids of the QEMUs that run."""
-        return self.network.processes("qemu-system")
+        """Return the process ids of the QEMUs that run VMs; those by which libvirt learns what QEMU can do are none."""
+        return sorted(pid for pids in qemus(self.network).values() for pid in pids)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until *condition* holds."""
