@@ -14,15 +14,15 @@ import attrs
 from twisted.names.dns import AAAA, ALL_RECORDS, CNAME, HINFO, MX, NS, SRV, A
 
 from jitsu_tw.dns.message import name_end
-from jitsu_tw.dns.wire import HTTPS, MAX_NAME, ROOT, RR, SVCB, ancestors, parent, to_text
-from jitsu_tw.dns.zone import DS
+from jitsu_tw.dns.wire import DS, HTTPS, MAX_NAME, ROOT, RR, SVCB, ancestors, parent, to_text
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from jitsu_tw.dns.zone import Node, RRset, Zone
+    from jitsu_tw.dns.wire import RRset
+    from jitsu_tw.dns.zone import Node, Zone
 
 #: The offset, in the data of these types, of the host's name whose addresses are additional (RFC 1035, 3.3; RFC 2782).
 TARGET_AT: Final = {NS: 0, MX: 2, SRV: 6}

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.message import Query
     from jitsu_tw.dns.tsig import Signed
-    from jitsu_tw.dns.wire import RR, Source
-    from jitsu_tw.dns.zone import RRset, Zone
+    from jitsu_tw.dns.wire import RR, RRset, Source
+    from jitsu_tw.dns.zone import Zone
     from jitsu_tw.settings import Rule
 
 #: The types of questions that this module answers.

@@ -43,9 +43,22 @@ _DEVIANT: Final = re.compile("[\u00df\u03c2\u200c\u200d]")
 #: Octets of `Source.client` of an IPv4 address.
 CLIENT_IPV4: Final = 16
 
-#: Types that twisted.names has no constant for (RFC 9460; RFC 6672 is DNAME, which it has).
+#: Types that twisted.names has no constant for (KEY: RFC 2535; RFC 4034; NSEC3, NSEC3PARAM: RFC 5155; CDS, CDNSKEY:
+#: RFC 7344; SVCB, HTTPS: RFC 9460; RFC 6672 is DNAME, which it has).
+KEY: Final = 25
+DS: Final = 43
+RRSIG: Final = 46
+NSEC: Final = 47
+DNSKEY: Final = 48
+NSEC3: Final = 50
+NSEC3PARAM: Final = 51
+CDS: Final = 59
+CDNSKEY: Final = 60
 SVCB: Final = 64
 HTTPS: Final = 65
+
+#: Types whose data are one name: two that differ in case are one record (RFC 4343).
+ONE_NAME: Final = frozenset({tdns.NS, tdns.CNAME, tdns.DNAME, tdns.PTR})
 
 
 def from_text(text: str) -> bytes:
@@ -156,6 +169,37 @@ class RR(tdns.RRHeader):
         if header.payload is not None:
             header.payload.encode(data, None)
         return cls(from_text(header.name.name.decode("latin-1")), header.type, header.ttl, data.getvalue(), header.cls)
+
+
+@attrs.frozen(weakref_slot=False)
+class RRset:
+    """
+    The records of one type at one name, none twice; the owner has the file's case.
+
+    Attributes:
+        ttl: of all records (RFC 2181, 5.2), except RRSIG records.
+        ttls: of each RRSIG record: that of the RRset it signs (RFC 4034, 3); empty for other types.
+    """
+
+    owner: bytes
+    type: int
+    ttl: int
+    rdatas: tuple[bytes, ...]
+    ttls: tuple[int, ...] = ()
+
+    def records(self, owner: bytes | None = None) -> list[RR]:
+        """Return the records; *owner*, if given, is their owner."""
+        owner = owner or self.owner
+        if self.ttls:
+            return [RR(owner, self.type, ttl, rdata) for ttl, rdata in zip(self.ttls, self.rdatas, strict=True)]
+        return [RR(owner, self.type, self.ttl, rdata) for rdata in self.rdatas]
+
+    def added(self, ttl: int, rdata: bytes) -> RRset:
+        """Return this RRset with one more record and the smaller TTL; a record that it has already is not added."""
+        known = rdata in self.rdatas or (self.type in ONE_NAME and rdata.lower() in map(bytes.lower, self.rdatas))
+        rdatas = self.rdatas if known else (*self.rdatas, rdata)
+        ttls = self.ttls if known or self.type != RRSIG else (*self.ttls, ttl)
+        return RRset(self.owner, self.type, min(ttl, self.ttl), rdatas, ttls)
 
 
 class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python gives a tuple no slots but none

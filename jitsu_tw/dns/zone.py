@@ -19,7 +19,22 @@ import dns.rdatatype
 from twisted.names.dns import AAAA, CNAME, DNAME, NS, PTR, SOA, A
 
 from jitsu_tw.dns import masterfile
-from jitsu_tw.dns.wire import MAX_NAME, RR, ancestors, from_text, parent, to_text
+from jitsu_tw.dns.wire import (
+    CDNSKEY,
+    CDS,
+    DNSKEY,
+    DS,
+    KEY,
+    MAX_NAME,
+    NSEC,
+    RR,
+    RRSIG,
+    RRset,
+    ancestors,
+    from_text,
+    parent,
+    to_text,
+)  # fmt: skip
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
@@ -27,57 +42,22 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
-T = TypeVar("T")
+    from jitsu_tw.dns.interfaces import ISecurity
 
-#: Types that twisted.names has no constant for (RFC 4034; KEY: RFC 2535).
-KEY: Final = 25
-DS: Final = 43
-RRSIG: Final = 46
-NSEC: Final = 47
+T = TypeVar("T")
 
 #: The types that a name may have beside a CNAME (RFC 4035, 2.5; RFC 3007, 3.1.1).
 BESIDE_CNAME: Final = frozenset({KEY, RRSIG, NSEC})
 #: The types that are served, or are glue, at a delegation's own name; below it there is only glue.
 AT_CUT: Final = frozenset({NS, DS, RRSIG, NSEC, A, AAAA})
-#: Types whose data are one name: two that differ in case are one record (RFC 4343).
-ONE_NAME: Final = frozenset({NS, CNAME, DNAME, PTR})
+#: The types at the apex by which a zone and its parent know the zone's keys (RFC 4034, 2; RFC 7344, 3).
+KEY_TYPES: Final = (DNSKEY, CDS, CDNSKEY)
 
 #: The most octets of one RRset in a packet, names compressed. The rest of the 65,535 of a TCP message (RFC 1035, 4.2.2)
 #: is for the header, the longest question, OPT, TSIG, and as many aliases as are followed for one question.
 MAX_RRSET: Final = 60_000
 #: The octets of a record besides its data: a pointer, type, class, TTL and length (RFC 1035, 4.1.3).
 _FIXED: Final = 12
-
-
-@attrs.frozen(weakref_slot=False)
-class RRset:
-    """
-    The records of one type at one name, none twice; the owner has the file's case.
-
-    Attributes:
-        ttl: of all records (RFC 2181, 5.2), except RRSIG records.
-        ttls: of each RRSIG record: that of the RRset it signs (RFC 4034, 3); empty for other types.
-    """
-
-    owner: bytes
-    type: int
-    ttl: int
-    rdatas: tuple[bytes, ...]
-    ttls: tuple[int, ...] = ()
-
-    def records(self, owner: bytes | None = None) -> list[RR]:
-        """Return the records; *owner*, if given, is their owner."""
-        owner = owner or self.owner
-        if self.ttls:
-            return [RR(owner, self.type, ttl, rdata) for ttl, rdata in zip(self.ttls, self.rdatas, strict=True)]
-        return [RR(owner, self.type, self.ttl, rdata) for rdata in self.rdatas]
-
-    def added(self, ttl: int, rdata: bytes) -> RRset:
-        """Return this RRset with one more record and the smaller TTL; a record that it has already is not added."""
-        known = rdata in self.rdatas or (self.type in ONE_NAME and rdata.lower() in map(bytes.lower, self.rdatas))
-        rdatas = self.rdatas if known else (*self.rdatas, rdata)
-        ttls = self.ttls if known or self.type != RRSIG else (*self.ttls, ttl)
-        return RRset(self.owner, self.type, min(ttl, self.ttl), rdatas, ttls)
 
 
 @attrs.define(eq=False, weakref_slot=False)
@@ -104,6 +84,7 @@ class Zone:
         key: the apex, in lower case.
         soa: the SOA record.
         path: the file, or None.
+        security: what proves the zone's answers; None if the zone is not signed.
     """
 
     def __init__(self, soa: RR, path: str | Path | None = None) -> None:
@@ -111,6 +92,7 @@ class Zone:
         self.key: bytes = soa.owner.lower()
         self.soa = soa
         self.path = path
+        self.security: ISecurity | None = None
         self._report = masterfile.Report()
         self._nodes: dict[bytes, Node] = {self.key: Node()}
         self._cuts: dict[bytes, RRset] = {}  # the NS of delegations, and DNAMEs: they decide on names below
@@ -290,6 +272,7 @@ class Zone:
         node.vm = vm
         for rrset in rrsets:
             node.rrsets[rrset.type] = rrset
+        self._changed(key)
 
     def _why_no_vm(self, key: bytes, vm: str, rrsets: Iterable[RRset]) -> str:
         """Return why *key* cannot be the name of *vm*, with the addresses *rrsets*: the end of a sentence; or ""."""
@@ -324,6 +307,7 @@ class Zone:
             node.rrsets.pop(type_, None)
         node.rrsets.update(self._shadowed.pop(key, {}))
         self._prune(key)
+        self._changed(key)
 
     def _prune(self, key: bytes) -> None:
         """Remove the node of *key*, and those above it, that have nothing more."""
@@ -344,6 +328,7 @@ class Zone:
         if self.cut_over(key, PTR) is None and (node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})):
             self._node(key).rrsets[PTR] = RRset(key, PTR, ttl, (target,))
             self._reverse[key] = vm
+            self._changed(key)
 
     def remove_reverse(self, key: bytes, vm: str) -> None:
         """Remove the PTR record of *key*, if it is there because of the VM *vm*."""
@@ -351,6 +336,24 @@ class Zone:
             del self._reverse[key]
             del self._nodes[key].rrsets[PTR]
             self._prune(key)
+            self._changed(key)
+
+    def secure(self, security: ISecurity | None) -> None:
+        """Prove the zone's answers by *security* from now on; None: by nothing."""
+        self.security = security
+
+    def put_keys(self, rrsets: Iterable[RRset]) -> None:
+        """Make *rrsets*, of the types in `KEY_TYPES`, the only records of these types at the apex."""
+        node = self._nodes[self.key]
+        for type_ in KEY_TYPES:
+            node.rrsets.pop(type_, None)
+        node.rrsets.update({rrset.type: rrset for rrset in rrsets})
+        self._changed(self.key)
+
+    def _changed(self, key: bytes) -> None:
+        """Tell the denial of what does not exist that the records at *key* have changed."""
+        if self.security is not None:
+            self.security.denial.changed(key)
 
     def bump(self) -> None:
         """Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2)."""

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SkipTest
 
 from jitsu_tw.dns import masterfile
-from jitsu_tw.dns.wire import to_text
-from jitsu_tw.dns.zone import MAX_RRSET, RRSIG, Zone
+from jitsu_tw.dns.wire import RRSIG, to_text
+from jitsu_tw.dns.zone import MAX_RRSET, Zone
 from jitsu_tw.errors import ZoneError
 from test.support.zones import HEAD, ZoneTestCase, text_of
 
