@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,10 @@ class CloneTests(LabTestCase):
         jitsu.start()
         return jitsu
 
+    def seeded(self, jitsu: Jitsu) -> None:
+        """Wait until VMs start as clones: the image is there, and its sum."""
+        self.until(lambda: "its VMs start as clones" in jitsu.log())
+
     def site(self, *labels: str) -> dict[str, str]:
         """Ask for the names of *labels* at once, and fetch their pages; return the name in each."""
         clients = {}
@@ -57,11 +62,18 @@ class CloneTests(LabTestCase):
         pages = {label: client.communicate(timeout=90)[0] for label, client in clients.items()}
         return {label: page.partition("name: ")[2].strip() for label, page in pages.items()}
 
+    def ended_by(self, process: subprocess.Popen[bytes], query: list[str]) -> bool:
+        """Return whether *process* has ended; if not, the client asks *query*."""
+        has_ended = process.poll() is not None
+        if not has_ended:
+            self.network.run("client", query, check=False)
+        return has_ended
+
     def test_clones(self) -> None:
         """The first boots; once the image is made, the others are clones, with names and addresses of their own."""
         jitsu = self.start()
         self.assertEqual({"alice": "alice.site"}, self.site("alice"))
-        self.until((self.directory / "images/site.seed").exists)
+        self.seeded(jitsu)
         labels = [f"user{number}" for number in range(4)]
         self.assertEqual({label: f"{label}.site" for label in labels}, self.site(*labels))
         found = [jitsu.vm(f"{label}.site") for label in labels]
@@ -77,7 +89,7 @@ class CloneTests(LabTestCase):
         self.assertFalse((self.directory / "images/site.seed").exists())
         jitsu.start()
         self.assertEqual({"bob": "bob.site"}, self.site("bob"))
-        self.until((self.directory / "images/site.seed").exists)
+        self.seeded(jitsu)
         self.until(lambda: len(self.qemus()) == 2)
         self.assertEqual({"site.seed", "site.sum"}, {path.name for path in (self.directory / "images").glob("site.*")})
         self.assertEqual({"carol": "carol.site"}, self.site("carol"))
@@ -87,16 +99,15 @@ class CloneTests(LabTestCase):
         """If Jitsu is killed before a clone has its interface, or just after, the next query finds a whole one."""
         jitsu = self.start()
         self.site("alice")
-        self.until((self.directory / "images/site.seed").exists)
+        self.seeded(jitsu)
         for label, moment in (("bob", "before:libvirt.virDomain.attachDeviceFlags"),
                               ("carol", "after:libvirt.virDomain.attachDeviceFlags")):
             jitsu.stop(signal.SIGKILL)
             jitsu.twistd = (sys.executable, DYING, moment)
             jitsu.start()
             assert jitsu.process is not None
-            while jitsu.process.poll() is None:
-                query = ["dig", f"@{lab.HOST_IP}", "+tries=1", "+timeout=1", f"{label}.sites.jitsu.test"]
-                self.network.run("client", query, check=False)
+            query = ["dig", f"@{lab.HOST_IP}", "+tries=1", "+timeout=1", f"{label}.sites.jitsu.test"]
+            self.until(partial(self.ended_by, jitsu.process, query))
             self.assertEqual(-signal.SIGKILL, jitsu.process.returncode)
             jitsu.twistd = Jitsu.twistd
             jitsu.start()

@@ -138,9 +138,9 @@ class LabTestCase(SynchronousTestCase):
         """Return the process ids of the QEMUs that run VMs; those by which libvirt learns what QEMU can do are none."""
         return sorted(pid for pids in qemus(self.network).values() for pid in pids)
 
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait until *condition* holds."""
-        end = time.monotonic() + PATIENCE
+    def until(self, condition: Callable[[], object], patience: float = PATIENCE) -> None:
+        """Wait until *condition* holds, *patience* seconds at most."""
+        end = time.monotonic() + patience
         while not condition():
             self.assertLess(time.monotonic(), end)
             time.sleep(0.02)

@@ -46,6 +46,11 @@ GOOD_RATE: Final = 100
 #: Each kind of good question is answered at least so often before the flood has ended.
 LEAST: Final = 5
 
+#: Seconds after which a client asks again, and of how many questions, at most, one is lost: a busy machine may let the
+#: server wait until the buffer of its socket is full.
+RETRY: Final = 1.0
+LOST: Final = 20
+
 #: The most that the server may grow by, in octets.
 GROWTH: Final = 4_000_000
 
@@ -150,7 +155,7 @@ class FloodTests(ProcessTestCase):
             self.addCleanup(self.end, flooding)
             assert flooding.stdout is not None
             self.assertEqual(b"begin\n", flooding.stdout.readline())
-            took, during = self.ask_well(SECONDS, flooding)
+            took, during, lost = self.ask_well(SECONDS, flooding)
             lasted = float(flooding.stdout.read())
         self.assertEqual(0, flooding.returncode)
         grown = resident(server.pid) - memory
@@ -158,6 +163,7 @@ class FloodTests(ProcessTestCase):
             print(f"{RATE * SECONDS} packets in {lasted:.1f} s; {len(took)} good answers, median "  # noqa: T201
                   f"{statistics.median(took) * 1000:.1f} ms, worst {max(took) * 1000:.0f} ms; {grown:+} octets")
         self.assertGreaterEqual(during, LEAST * len(GOOD))
+        self.assertLessEqual(lost, len(took) / LOST)
         self.assertLess(grown, GROWTH)
         self.assertEqual(log, self.log())
         vms = json.loads(self.jitsuctl("status", "--json").stdout)
@@ -166,26 +172,33 @@ class FloodTests(ProcessTestCase):
 
     def ask_well(
         self, seconds: float, flooding: subprocess.Popen[bytes] | None = None
-    ) -> tuple[list[float], int]:
+    ) -> tuple[list[float], int, int]:
         """
-        Ask good questions, one after the other, for *seconds* and until *flooding* has ended.
+        Ask good questions, one after the other, for *seconds* and until *flooding* has ended; ask again what was lost.
 
         Returns:
-            the seconds that each answer took, for the record, and how many came before *flooding* had ended.
+            the seconds that each answer took, for the record, how many came before *flooding* had ended, and how many
+            questions or answers were lost.
         """
         took: list[float] = []
-        during = 0
+        during = lost = 0
         begin = time.monotonic()
         with socket.socket(type=socket.SOCK_DGRAM) as client:
-            client.settimeout(PATIENCE)
+            client.settimeout(RETRY)
             client.connect((HOST, self.port))
             while time.monotonic() < begin + seconds or (flooding is not None and flooding.poll() is None):
                 (name, type_), expected = list(GOOD.items())[len(took) % len(GOOD)]
                 query = dns.message.make_query(name, type_, use_edns=0 if len(took) % 2 else -1)
                 wire = query.to_wire()
                 sent = time.monotonic()
-                client.send(wire)
-                octets = client.recv(4096)
+                octets = b""
+                while octets[:2] != wire[:2]:  # a late answer to the question before may come first
+                    self.assertLess(time.monotonic(), sent + PATIENCE)
+                    client.send(wire)
+                    try:
+                        octets = client.recv(4096)
+                    except TimeoutError:
+                        lost += 1
                 took.append(time.monotonic() - sent)
                 during += flooding is not None and flooding.poll() is None
                 reply = dns.message.from_wire(octets)
@@ -193,7 +206,7 @@ class FloodTests(ProcessTestCase):
                 data = [record.to_text() for rrset in reply.answer for record in rrset]
                 self.assertEqual(expected, (dns.rcode.to_text(reply.rcode()), data))
                 time.sleep(1 / GOOD_RATE)
-        return took, during
+        return took, during, lost
 
 
 def resident(pid: int) -> int:
