@@ -1,0 +1,63 @@
+"""Some thousand questions about zones that come signed: Jitsu's answers are those of Knot and NSD."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Final
+
+from twisted.trial.unittest import SkipTest
+
+from test.programs.test_tap import ProcessTestCase
+from test.support import differential
+from test.support.signed_zones import APEX, sign
+from test.support.validators import knot, nsd
+
+#: The questions about each zone, and those of them that are asked over TCP, too.
+QUESTIONS: Final = 1500
+OVER_TCP: Final = 300
+
+#: Octets that a server may put into an answer by UDP.
+PAYLOAD: Final = 4096
+
+
+class DifferentialTests(ProcessTestCase):
+    """A Jitsu, a Knot and an NSD with the same file."""
+
+    def compare(self, kind: str) -> None:
+        """Ask all three the same questions about a zone signed as `KINDS` has it, and compare the answers."""
+        if missing := [program for program in ("knotd", "nsd", "dnssec-signzone") if not shutil.which(program)]:
+            raise SkipTest(f"not installed: {', '.join(missing)}")
+        signed = sign(self.folder, kind)
+        peers = {"knot": knot(self.folder, [(APEX, signed.path)]), "nsd": nsd(self.folder, [(APEX, signed.path)])}
+        for peer in peers.values():
+            self.addCleanup(peer.stop)
+        self.serve("--zone", str(signed.path))
+        for peer in peers.values():
+            peer.until_served(APEX)
+        zone = differential.read(signed.path, APEX)
+        asked = differential.questions(zone, QUESTIONS)
+        ours = differential.Asker(self.port)
+        theirs = {name: differential.Asker(peer.port).udp(asked, PAYLOAD) for name, peer in peers.items()}
+        found = differential.compare(zone, asked, ours.udp(asked, PAYLOAD), theirs)
+        few = asked[:OVER_TCP]
+        streamed = {name: differential.Asker(peer.port).tcp(few) for name, peer in peers.items()}
+        by_tcp = differential.compare(zone, few, ours.tcp(few), streamed)
+        lines, compared = found.differences + by_tcp.differences, found.compared + by_tcp.compared
+        excused = "".join(f"; {number}: a peer {reason}" for reason, number in found.excused.items())
+        sys.stdout.write(f"{kind}: {len(asked)} questions by UDP, {len(few)} by TCP; {compared} answers compared,"
+                         f" {len(lines)} differ{excused}\n")  # fmt: skip
+        self.assertFalse(lines, "\n".join([f"{len(lines)} of {compared} differ:", *(line[:500] for line in lines[:9])]))
+        self.assertGreater(found.compared, len(asked))
+
+    def test_nsec(self) -> None:
+        """A zone with NSEC records is answered as Knot and NSD answer it."""
+        self.compare("nsec")
+
+    def test_nsec3(self) -> None:
+        """A zone with NSEC3 records, salt and iterations, is answered as Knot and NSD answer it."""
+        self.compare("nsec3")
+
+    def test_opt_out(self) -> None:
+        """A zone with NSEC3 records and opt-out is answered as Knot and NSD answer it."""
+        self.compare("optout")
