@@ -20,10 +20,9 @@ APEX: Final = "jitsu.test"
 PATIENCE: Final = 60.0
 
 _LONG: Final = "".join(f'"{letter * 255}" ' for letter in "abcdefghij")
-_MANY: Final = "".join(f"     A 10.2.0.{number}\n     AAAA 2001:db8::{number:x}\n" for number in range(1, 61))
+_MANY: Final = "".join(f"     A 10.2.0.{number}\n     AAAA 2001:db8::{number:x}\n" for number in range(1, 90))
 
-#: Zone cuts, wildcards, aliases, empty non-terminals and strange names, each as a signed zone may have them. The last
-#: names are VMs' when a Jitsu signs the zone, and ordinary ones when it comes signed.
+#: Zone cuts, wildcards, aliases, empty non-terminals and strange names, each as a signed zone may have them.
 TEXT: Final = rf"""
 $ORIGIN {APEX}.
 $TTL 300
@@ -128,11 +127,13 @@ all  A 10.1.0.9
      TYPE65280 \# 4 01020304
 svc  HTTPS 0 mail
      SVCB 1 Mail
+"""
 
-; names of VMs
-www   A 10.0.0.1
-cold  A 10.0.0.2
-*.vms A 10.0.0.3
+#: The names of VMs, for a zone that comes signed.
+VMS_TEXT: Final = f"""
+www.{APEX}.   A 10.0.0.1
+cold.{APEX}.  A 10.0.0.2
+*.vms.{APEX}. A 10.0.0.3
 """
 
 #: The options of ``dnssec-signzone`` for each kind of denial.
@@ -173,11 +174,11 @@ def sign(folder: Path, kind: str, *options: str, text: str = TEXT) -> SignedZone
         folder: gets the files.
         kind: of `KINDS`.
         options: more options of ``dnssec-signzone``.
-        text: the content.
+        text: the content, without the names of VMs.
     """
     unsigned, path, anchor = folder / f"{kind}.unsigned", folder / f"{kind}.zone", folder / f"{kind}.ds"
     key = run(folder, "dnssec-keygen", "-q", "-a", "13", "-f", "KSK", APEX).strip()
-    unsigned.write_text(f"{text}$INCLUDE {folder}/{key}.key\n")
+    unsigned.write_text(f"{text}{VMS_TEXT}$INCLUDE {folder}/{key}.key\n")
     run(folder, "dnssec-signzone", "-z", "-P", "-o", APEX, "-O", "full", "-f", path.name, *KINDS[kind], *options,
         unsigned.name, f"{key}.private")
     anchor.write_text(run(folder, "dnssec-dsfromkey", "-2", f"{key}.key"))

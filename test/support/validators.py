@@ -70,11 +70,11 @@ class Daemon:
         """Return what the program has logged."""
         return self._log.read_text(errors="replace")
 
-    def until_served(self, apex: str) -> None:
-        """Wait until the SOA question for *apex* has an answer."""
+    def until_served(self, apex: str, *, cd: bool = False) -> None:
+        """Wait until the SOA question for *apex* has an answer; with *cd*, one that may be bogus."""
         def answers() -> bool:
             try:
-                return self.ask(apex, "SOA", timeout=1).rcode() == dns.rcode.NOERROR
+                return self.ask(apex, "SOA", timeout=1, cd=cd).rcode() == dns.rcode.NOERROR
             except (OSError, EOFError, dns.exception.DNSException):
                 return False
         self.until(answers)
@@ -203,7 +203,9 @@ def nsd(parent: Path, zones: Sequence[tuple[str, Path]], *, primary: int | None 
         primary: the port of the server that it transfers the zones from, and accepts NOTIFY from.
     """
     folder, port = _folder(parent, "nsd"), free_port()
-    fetch = f"  allow-notify: {HOST} NOKEY\n  request-xfr: AXFR {HOST}@{primary} NOKEY\n" if primary else ""
+    fetch = f"  provide-xfr: {HOST} NOKEY\n"
+    if primary is not None:
+        fetch += f"  allow-notify: {HOST} NOKEY\n  request-xfr: AXFR {HOST}@{primary} NOKEY\n"
     path = _write(folder / "nsd.conf", f"""\
 server:
   server-count: 1
@@ -232,17 +234,9 @@ remote-control:
 def knot(parent: Path, zones: Sequence[tuple[str, Path]], *, primary: int | None = None) -> Daemon:
     """Start Knot with *zones*; the arguments are those of `nsd`."""
     folder, port = _folder(parent, "knot"), free_port()
-    journal, load, sync = ("all", "none", 0) if primary else ("none", "whole", -1)
-    fetch = "    master: primary\n    acl: primary\n" if primary else ""
-    remote = f"""\
-remote:
-  - id: primary
-    address: {HOST}@{primary}
-acl:
-  - id: primary
-    address: {HOST}
-    action: notify
-""" if primary else ""
+    journal, load, sync = ("all", "none", 0) if primary is not None else ("none", "whole", -1)
+    fetch = "" if primary is None else "    master: primary\n"
+    remote = "" if primary is None else f"remote:\n  - id: primary\n    address: {HOST}@{primary}\n"
     path = _write(folder / "knot.conf", f"""\
 server:
   rundir: "{folder}"
@@ -256,7 +250,11 @@ database:
 log:
   - target: stderr
     any: info
-{remote}zone:
+{remote}acl:
+  - id: loopback
+    address: {HOST}
+    action: [transfer, notify]
+zone:
 """ + "".join(f"""\
   - domain: {apex}
     file: "{file}"
@@ -264,5 +262,47 @@ log:
     zonefile-load: {load}
     zonefile-sync: {sync}
     semantic-checks: off
+    acl: loopback
 {fetch}""" for apex, file in zones))
     return Daemon(folder, port, "/usr/sbin/knotd", "-c", path)
+
+
+# Programs that check a whole zone
+
+
+def problems_of_zone(folder: Path, port: int, apex: str) -> str:
+    """
+    Transfer a zone from the server at *port*, and return what BIND's and NLnet Labs' programs find wrong with it.
+
+    Args:
+        folder: gets the master file.
+        port: of the server.
+        apex: the zone.
+    """
+    path = folder / f"transferred-{free_port()}"
+    path.write_text(_output("dig", f"@{HOST}", "-p", str(port), "+onesoa", "+nocomments", "+nocmd", "+nostats", apex,
+                            "AXFR"))  # fmt: skip
+    if "SOA" not in path.read_text():
+        return f"no transfer: {path.read_text()}"
+    found = [_complaint("dnssec-verify", "-q", "-z", "-o", apex, str(path)), _complaint("ldns-verify-zone", str(path))]
+    return "".join(found)
+
+
+def problems_of_answers(folder: Path, port: int, apex: str, names: Sequence[str]) -> str:
+    """Return what DNSViz finds wrong with the answers for *names* in the zone *apex* from the server at *port*."""
+    path = folder / f"probe-{free_port()}"
+    _output("dnsviz", "probe", "-A", "-4", "-a", apex, "-x", f"{apex}+:{HOST}:{port}", "-d", "2", "-o", str(path),
+            apex, *names)  # fmt: skip
+    return _complaint("dnsviz", "grok", "-l", "warning", "-r", str(path))
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+
+
+def _complaint(*command: str) -> str:
+    """Return the output of a *command* that has something to complain about; empty if it has nothing."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    if command[0] == "dnsviz":
+        return done.stdout + done.stderr
+    return f"{command[0]}: {done.stdout}{done.stderr}" if done.returncode else ""
