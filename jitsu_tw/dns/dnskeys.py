@@ -84,13 +84,14 @@ class Key:
         algorithm: 13 or 15.
         public: the public key, as in its DNSKEY record.
         times: when it does what.
+        private: the private key.
     """
 
     zone: bytes
     algorithm: int
     public: bytes
     times: Times
-    _private: EllipticCurvePrivateKey | Ed25519PrivateKey = attrs.field(repr=False, eq=False)
+    private: EllipticCurvePrivateKey | Ed25519PrivateKey = attrs.field(repr=False, eq=False)
 
     @classmethod
     def of(
@@ -135,17 +136,17 @@ class Key:
 
     def sign(self, octets: bytes) -> bytes:
         """Return the signature of *octets*, as RRSIG records have it (RFC 6605, 4; RFC 8080, 4)."""
-        if isinstance(self._private, Ed25519PrivateKey):
-            return self._private.sign(octets)
-        r, s = decode_dss_signature(self._private.sign(octets, ECDSA(SHA256())))
+        if isinstance(self.private, Ed25519PrivateKey):
+            return self.private.sign(octets)
+        r, s = decode_dss_signature(self.private.sign(octets, ECDSA(SHA256())))
         return r.to_bytes(32) + s.to_bytes(32)
 
     def texts(self) -> tuple[str, str]:
         """Return what is in its private file, and in its public one, as ``dnssec-keygen`` writes them."""
-        if isinstance(self._private, Ed25519PrivateKey):
-            secret = self._private.private_bytes_raw()
+        if isinstance(self.private, Ed25519PrivateKey):
+            secret = self.private.private_bytes_raw()
         else:
-            secret = self._private.private_numbers().private_value.to_bytes(32)
+            secret = self.private.private_numbers().private_value.to_bytes(32)
         times = {label: at for label, field in _TIMES.items() if (at := getattr(self.times, field)) is not None}
         name = to_text(self.zone).removesuffix(".") + "."
         private = [
