@@ -270,22 +270,20 @@ zone:
 # Programs that check a whole zone
 
 
-def problems_of_zone(folder: Path, port: int, apex: str) -> str:
-    """
-    Transfer a zone from the server at *port*, and return what BIND's and NLnet Labs' programs find wrong with it.
-
-    Args:
-        folder: gets the master file.
-        port: of the server.
-        apex: the zone.
-    """
+def transferred(folder: Path, port: int, apex: str) -> Path:
+    """Transfer the zone *apex* from the server at *port*; return a master file in *folder*."""
     path = folder / f"transferred-{free_port()}"
     path.write_text(_output("dig", f"@{HOST}", "-p", str(port), "+onesoa", "+nocomments", "+nocmd", "+nostats", apex,
                             "AXFR"))  # fmt: skip
     if "SOA" not in path.read_text():
-        return f"no transfer: {path.read_text()}"
-    found = [_complaint("dnssec-verify", "-q", "-z", "-o", apex, str(path)), _complaint("ldns-verify-zone", str(path))]
-    return "".join(found)
+        raise AssertionError(f"no transfer: {path.read_text()}")
+    return path
+
+
+def problems_of_zone(folder: Path, port: int, apex: str) -> str:
+    """Return what BIND's and NLnet Labs' programs find wrong with the zone *apex*, transferred (`transferred`)."""
+    path = str(transferred(folder, port, apex))
+    return _complaint("dnssec-verify", "-q", "-z", "-o", apex, path) + _complaint("ldns-verify-zone", path)
 
 
 def problems_of_answers(folder: Path, port: int, apex: str, names: Sequence[str]) -> str:
