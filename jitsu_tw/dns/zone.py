@@ -85,6 +85,9 @@ class Zone:
         soa: the SOA record.
         path: the file, or None.
         security: what proves the zone's answers; None if the zone is not signed.
+        nodes: the names that exist, in lower case.
+        cuts: the NS of delegations, and DNAMEs: they decide on names below.
+        enclosed: the apexes of served zones inside this one.
     """
 
     def __init__(self, soa: RR, path: str | Path | None = None) -> None:
@@ -94,8 +97,9 @@ class Zone:
         self.path = path
         self.security: ISecurity | None = None
         self._report = masterfile.Report()
-        self._nodes: dict[bytes, Node] = {self.key: Node()}
-        self._cuts: dict[bytes, RRset] = {}  # the NS of delegations, and DNAMEs: they decide on names below
+        self.nodes: dict[bytes, Node] = {self.key: Node()}
+        self.cuts: dict[bytes, RRset] = {}
+        self.enclosed: set[bytes] = set()
         self._shadowed: dict[bytes, dict[int, RRset]] = {}  # the file's addresses that a VM's replace
         self._reverse: dict[bytes, str] = {}  # the VMs that PTR records are there for
         self.add(soa.owner, SOA, soa.ttl, soa.rdata)
@@ -185,9 +189,9 @@ class Zone:
 
     def _doubts(self) -> Iterator[str]:
         """Yield the warnings about the whole zone."""
-        if NS not in self._nodes[self.key].rrsets:
+        if NS not in self.nodes[self.key].rrsets:
             yield f"no NS record for {to_text(self.key)} (RFC 1035, 5.2): add '@ NS ns'"
-        for key, node in self._nodes.items():
+        for key, node in self.nodes.items():
             yield from self._occluded(key, node)
             if NS in node.rrsets:
                 yield from self._lame(node.rrsets[NS])
@@ -210,7 +214,7 @@ class Zone:
     def records(self) -> Iterator[RR]:
         """Yield every record once, the SOA first: an AXFR (RFC 5936, 2.2) without the SOA at its end."""
         yield self.soa
-        for node in tuple(self._nodes.values()):
+        for node in tuple(self.nodes.values()):
             for rrset in tuple(node.rrsets.values()):
                 if rrset.type != SOA:
                     yield from rrset.records()
@@ -231,7 +235,7 @@ class Zone:
             raise ZoneError(message, path, line)
         if type in {NS, DNAME} and key.startswith(b"\1*"):
             raise ZoneError(f"a wildcard cannot have {_types(type)} records (RFC 4592, 4): name each owner", path, line)
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         rrsets = node.rrsets if node is not None else {}
         old = rrsets.get(type)
         if old is None:
@@ -245,7 +249,8 @@ class Zone:
             self._report.warn(f"{to_text(owner)} {_types(type)}: several TTLs, the smallest counts", path, line)
         self._node(key).rrsets[type] = rrset
         if type == DNAME or (type == NS and key != self.key):
-            self._cuts[key] = rrset
+            self.cuts[key] = rrset
+        self._changed(key)
 
     def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
         """
@@ -281,7 +286,7 @@ class Zone:
         if (cut := self.cut_over(key, A)) is not None:
             what = "redirected by the DNAME" if cut.type == DNAME else "delegated by the NS records"
             return f" is {what} at {to_text(cut.owner)}: remove those, or give the VM another name"
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         if node is not None:
             for alias in (CNAME, DNAME):
                 if alias in node.rrsets:
@@ -299,7 +304,7 @@ class Zone:
             ZoneError: the name belongs to no VM.
         """
         key = name.lower()
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         if node is None or node.vm is None:
             raise ZoneError(f"{to_text(name)} is not the name of a VM")
         node.vm = None
@@ -311,11 +316,11 @@ class Zone:
 
     def _prune(self, key: bytes) -> None:
         """Remove the node of *key*, and those above it, that have nothing more."""
-        node = self._nodes[key]
+        node = self.nodes[key]
         while not (node.rrsets or node.vm or node.below):
-            del self._nodes[key]
+            del self.nodes[key]
             key = parent(key)
-            node = self._nodes[key]
+            node = self.nodes[key]
             node.below -= 1
 
     def add_reverse(self, key: bytes, vm: str, target: bytes, ttl: int) -> None:
@@ -324,7 +329,7 @@ class Zone:
 
         Nothing is done where the zone has a PTR record or an alias there, or is delegated or redirected.
         """
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         if self.cut_over(key, PTR) is None and (node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})):
             self._node(key).rrsets[PTR] = RRset(key, PTR, ttl, (target,))
             self._reverse[key] = vm
@@ -334,7 +339,7 @@ class Zone:
         """Remove the PTR record of *key*, if it is there because of the VM *vm*."""
         if self._reverse.get(key) == vm:
             del self._reverse[key]
-            del self._nodes[key].rrsets[PTR]
+            del self.nodes[key].rrsets[PTR]
             self._prune(key)
             self._changed(key)
 
@@ -344,7 +349,7 @@ class Zone:
 
     def put_keys(self, rrsets: Iterable[RRset]) -> None:
         """Make *rrsets*, of the types in `KEY_TYPES`, the only records of these types at the apex."""
-        node = self._nodes[self.key]
+        node = self.nodes[self.key]
         for type_ in KEY_TYPES:
             node.rrsets.pop(type_, None)
         node.rrsets.update({rrset.type: rrset for rrset in rrsets})
@@ -362,7 +367,7 @@ class Zone:
     def _set_serial(self, serial: int) -> None:
         rdata = self.soa.rdata[:-20] + serial.to_bytes(4, "big") + self.soa.rdata[-16:]
         self.soa = RR(self.soa.owner, SOA, self.soa.ttl, rdata)
-        rrsets = self._nodes[self.key].rrsets
+        rrsets = self.nodes[self.key].rrsets
         rrsets[SOA] = attrs.evolve(rrsets[SOA], rdatas=(rdata,))
 
     def raise_to(self, serial: int) -> None:
@@ -373,10 +378,12 @@ class Zone:
     def enclose(self, apex: bytes) -> None:
         """Make *apex*, of a served zone inside this one, exist here, so that names above it are not NXDOMAIN."""
         self._node(apex).below += 1
+        self.enclosed.add(apex)
+        self._changed(apex)
 
     def get(self, key: bytes) -> Node | None:
         """Return the node of exactly this name; None if it does not exist."""
-        return self._nodes.get(key)
+        return self.nodes.get(key)
 
     def match(self, key: bytes) -> Node | None:
         """
@@ -385,7 +392,7 @@ class Zone:
         It is the name's own, or that of the wildcard below its closest encloser (RFC 4592, 3.3.1). A name that exists,
         with or without records, hides wildcards further up.
         """
-        nodes = self._nodes
+        nodes = self.nodes
         node = nodes.get(key)
         while node is None:
             key = key[key[0] + 1 :]
@@ -400,7 +407,7 @@ class Zone:
         Those closest to the apex count (RFC 1034, 4.3.2, 3b). A DNAME is only for names below it (RFC 6672, 2.2). The
         DS records of a delegation belong to this zone (RFC 4035, 3.1.4.1).
         """
-        cuts = self._cuts
+        cuts = self.cuts
         if not cuts:
             return None
         found = cuts.get(key)
@@ -413,9 +420,9 @@ class Zone:
 
     def _node(self, key: bytes) -> Node:
         """Return the node of *key*; create it and those of the names above it where they are missing."""
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         if node is None:
-            node = self._nodes[key] = Node()
+            node = self.nodes[key] = Node()
             self._node(parent(key)).below += 1
         return node
 
@@ -435,7 +442,7 @@ class Zone:
             if self.key not in ancestors(target):
                 continue
             cut = self.cut_over(target, A)
-            node = self._nodes.get(target) if cut else self.match(target)
+            node = self.nodes.get(target) if cut else self.match(target)
             if (cut is None or cut is rrset) and (node is None or not node.rrsets.keys() & {A, AAAA}):
                 yield f"{to_text(rrset.owner)} NS {to_text(target)}: that has no A or AAAA record (RFC 1912, 2.8)"
 
