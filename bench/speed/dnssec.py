@@ -1,17 +1,28 @@
 """
-What DNSSEC costs. `--only signatures`: how many signatures are made in a second, against dnspython's.
+What DNSSEC costs.
+
+- `--only signatures`: how many signatures are made in a second, against dnspython's.
+- `--only warm`: warm answers with DO against those without, of one Jitsu, in turn.
+- `--only zone`: `NAMES` names in a zone that is signed, against the same zone without signatures: the time until they
+  are served, memory, two transfers, and the longest turns of the reactor meanwhile.
 
 Run it as::
 
-    python -m bench.speed.dnssec [--only signatures] [--seconds 2] [--json FILE]
+    python -m bench.speed.dnssec [--only signatures]... [--seconds 8] [--json FILE]
 """
 
 from __future__ import annotations
 
+import contextlib
+import statistics
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import Mock
 
+import attrs
 import click
 import dns.dnssec
 import dns.name
@@ -20,6 +31,11 @@ import dns.rrset
 from twisted.names.dns import SOA, A
 
 from bench.figures import json_option, write
+from bench.speed import load
+from bench.speed.dns import questions, require_dnsperf
+from bench.speed.peers import PEERS, ZONE, Peer, names, serve_jitsu, start
+from bench.speed.scale import REPORT, turns
+from bench.speed.server import HOST, LOAD_CORES
 from jitsu_tw.dns.dnskeys import ECDSAP256SHA256, ED25519, Key
 from jitsu_tw.dns.keytimes import Times
 from jitsu_tw.dns.signing import Signed
@@ -28,12 +44,19 @@ from jitsu_tw.dns.zone import Zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 APEX: Final = from_text("bench.test")
 
 #: The validity of signatures, in seconds.
 VALIDITY: Final = 14 * 86400
+
+#: The names of the zones that are served.
+WARM_NAMES: Final = 1000
+NAMES: Final = 100_000
+
+#: Lines of the configuration.
+TRANSFERS: Final = f"allow_transfer: [{HOST}]\n"
+SIGNED: Final = f"{TRANSFERS}dnssec: {{keys: keys}}\n"
 
 #: How often the two sides take turns.
 ROUNDS: Final = 4
@@ -79,8 +102,61 @@ def _rate(sign: Callable[[], object], seconds: float) -> float:
     return count / took
 
 
+def warm(seconds: float) -> dict[str, Any]:
+    """Return the rate and the work of warm answers, with DO and without."""
+    require_dnsperf()
+    hosts, loads = names(WARM_NAMES), {"with DO": list[load.Load](), "without DO": list[load.Load]()}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True)))
+        asked = questions(folder / "questions", hosts)
+        server = stack.enter_context(start(_peer(SIGNED, None), folder / "signed", hosts))
+        for _ in range(2):  # the first answers are cold
+            load.warm_up(server, asked)
+            load.warm_up(server, asked, "-D")
+        for _ in range(ROUNDS):
+            loads["without DO"].append(load.measure(server, asked, seconds / ROUNDS / 2))
+            loads["with DO"].append(load.measure(server, asked, seconds / ROUNDS / 2, "-D"))
+    rates = {key: statistics.median(one.rate for one in those) for key, those in loads.items()}
+    found: dict[str, Any] = {}
+    for key, those in loads.items():
+        found |= {f"{key}, answers a second": rates[key],
+                  f"{key}, work for an answer, us": statistics.median(one.cost() for one in those),
+                  f"{key}, octets": those[0].size, f"{key}, bad": sum(one.bad() for one in those)}  # fmt: skip
+    return found | {"warm, ratio": rates["with DO"] / rates["without DO"]}
+
+
+def zone(_seconds: float) -> dict[str, Any]:
+    """Return what a large zone costs, signed and unsigned."""
+    hosts, found = names(NAMES), dict[str, Any]()
+    with tempfile.TemporaryDirectory(prefix="jitsu-", ignore_cleanup_errors=True) as folder:
+        for key, more in (("unsigned", TRANSFERS), ("signed", SIGNED)):
+            with start(_peer(more, Path(folder, key, REPORT)), Path(folder, key), hosts) as server:
+                phases = {"start": 0.0}
+                found |= {f"{key}, s to serve": server.seconds, f"{key}, MB": server.memory()}
+                for number in ("first", "second"):
+                    phases[f"{number} transfer"] = begin = time.monotonic()
+                    said = subprocess.run(
+                        ["taskset", "-c", LOAD_CORES, "dig", f"@{HOST}", "-p", str(server.port), "+noall", "+stats",
+                         "AXFR", ZONE], check=True, capture_output=True, text=True,
+                    ).stdout  # fmt: skip
+                    found[f"{key}, s of the {number} transfer"] = time.monotonic() - begin
+                    found[f"{key}, MB after the {number} transfer"] = server.memory()
+                found[f"{key}, records"] = int(said.partition("XFR size: ")[2].split()[0])
+                phases["end"] = time.monotonic()
+            for phase in turns(Path(folder, key, REPORT), phases):
+                if phase["phase"] != "end":
+                    longest = max((turn["cpu"] for turn in phase["longest"]), default=0.0)
+                    found[f"{key}, ms of the longest turn, {phase['phase']}"] = longest * 1e3
+    return found
+
+
+def _peer(more: str, report: Path | None) -> Peer:
+    """Return a Jitsu with more lines of configuration; *report* is where that on its turns is written, if anywhere."""
+    return attrs.evolve(PEERS["jitsu"], make=lambda place: serve_jitsu(place, persist=True, turns=report, more=more))
+
+
 #: What can be measured, by the name for ``--only``.
-PARTS: Final[dict[str, Callable[[float], dict[str, Any]]]] = {"signatures": signatures}
+PARTS: Final[dict[str, Callable[[float], dict[str, Any]]]] = {"signatures": signatures, "warm": warm, "zone": zone}
 
 
 @click.command()
