@@ -2,7 +2,7 @@
 Signatures of a zone that Jitsu signs: each RRset is signed when it is first asked for, and the signatures are kept.
 
 A signature is kept while the zone has the same RRset, until three quarters of its validity have passed. One takes about
-500 octets, and `MOST_KEPT` RRsets have some; of more, those that were used last. Those of RRsets that are made up for
+650 octets, and `MOST_KEPT` RRsets have some; of more, those that were used last. Those of RRsets that are made up for
 one question, at names that the zone does not have, are not kept: no flood of questions drives out those of others.
 """
 

@@ -70,7 +70,7 @@ class SigningTestCase(ZoneTestCase):
         return node.rrsets[type_]
 
     def validate(self, rrset: RRset, owner: str = "", now: float | None = None) -> None:
-        """Have dnspython validate each signature of *rrset* by the zone's DNSKEY RRset."""
+        """Validate, by dnspython, each signature of *rrset* by the zone's DNSKEY RRset."""
         keys = as_rrset(self.rrset("example", DNSKEY).records())
         records = self.signed.signatures(rrset)
         self.assertTrue(records)
