@@ -67,6 +67,8 @@ ns.insecure    A 10.3.0.2
 ns.insecure    AAAA 2001:db8:3::2
 insecure2      NS ns.elsewhere.test.
 insecure3      NS ns.insecure
+own            NS own
+own            A 10.3.0.3
 a.deep.cut     NS ns.elsewhere.test.
 b.deep.cut     NS ns.elsewhere.test.
 b.deep.cut     DS 23456 15 2 {"ef" * 32}
