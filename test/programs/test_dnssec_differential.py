@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 QUESTIONS: Final = 1500
 OVER_TCP: Final = 300
 
-#: Octets that a server may put into an answer by UDP.
-PAYLOAD: Final = 4096
+#: Octets that each server puts at most into an answer by UDP.
+PAYLOAD: Final = 1232
 
 
 def same_answers(

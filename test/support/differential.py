@@ -221,6 +221,11 @@ def _above(name: dns.name.Name, zone: dns.zone.Zone) -> Iterator[dns.name.Name]:
         yield name
 
 
+def _is_redirected(question: Question, zone: dns.zone.Zone) -> bool:
+    """Return whether the name of *question* is below a DNAME."""
+    return any(zone.get_rdataset(name, dns.rdatatype.DNAME) for name in _above(question.name, zone))
+
+
 #: What one peer does otherwise than the RFCs, or than the other peer where the RFCs leave it free: the peer, the
 #: reason, and the questions where it shows.
 FAULTS: Final[tuple[tuple[str, str, Callable[[Question, dns.zone.Zone], bool]], ...]] = (
@@ -228,9 +233,10 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Question, dns.zone.Zone], bool]], 
      lambda question, _: any(b"\0" in label for label in question.name.labels)),
     ("knot", "does not repeat an NSEC that is the answer as a wildcard's proof, nor follows an alias for NSEC",
      lambda question, _: question.type == dns.rdatatype.NSEC),
+    ("knot", "follows the alias that a DNAME makes for ANY, and no other alias",
+     lambda question, zone: question.type == dns.rdatatype.ANY and _is_redirected(question, zone)),
     ("nsd", "follows no alias for NSEC3", lambda question, _: question.type == dns.rdatatype.NSEC3),
-    ("nsd", "does not deny the wildcard for the target of a DNAME (RFC 4035, 3.1.3.2)",
-     lambda question, zone: any(zone.get_rdataset(name, dns.rdatatype.DNAME) for name in _above(question.name, zone))),
+    ("nsd", "does not deny the wildcard for the target of a DNAME (RFC 4035, 3.1.3.2)", _is_redirected),
     ("nsd", "adds an NSEC3 record to the one that matches a wildcard's own name (RFC 5155, 7.2.3)",
      lambda question, zone: _nsec3param(zone) is not None and question.name.is_wild()),
     ("nsd", "takes the owner of an NSEC3 record for a name above the name that is denied (RFC 5155, 7.2.8)",

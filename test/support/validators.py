@@ -223,7 +223,7 @@ server:
   rrl-ratelimit: 0
   rrl-whitelist-ratelimit: 0
   minimal-responses: yes
-  ipv4-edns-size: 4096
+  ipv4-edns-size: 1232
   verbosity: 2
 remote-control:
   control-enable: no
@@ -244,7 +244,7 @@ server:
   udp-workers: 1
   tcp-workers: 1
   background-workers: 1
-  udp-max-payload: 4096
+  udp-max-payload: 1232
 database:
   storage: "{folder}"
 log:
