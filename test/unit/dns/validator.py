@@ -64,8 +64,9 @@ class Signer:
         denial: its NSEC chain.
     """
 
-    def __init__(self, zone: Zone) -> None:
-        """Make a key, put it into *zone*, and sign *zone*."""
+    def __init__(self, zone: Zone, now: float = NOW) -> None:
+        """Make a key, put it into *zone*, and sign *zone*; the signatures are valid *now*, in seconds since 1970."""
+        self._now = int(now)
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.dnskey: DNSKEY = dns.dnssec.make_dnskey(self.key.public_key(), "ECDSAP256SHA256", 257)
         self.apex = dns.name.from_wire(zone.key, 0)[0]
@@ -80,7 +81,7 @@ class Signer:
         if cut is not None or rrset.type == RRSIG:
             return ()
         rdata = dns.dnssec.sign(
-            rrset_of(rrset), self.key, self.apex, self.dnskey, inception=NOW - _DAY, expiration=NOW + _DAY
+            rrset_of(rrset), self.key, self.apex, self.dnskey, inception=self._now - _DAY, expiration=self._now + _DAY
         )
         return [RR(rrset.owner, RRSIG, rrset.ttl, rdata.to_wire() or b"")]
 
