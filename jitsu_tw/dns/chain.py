@@ -11,6 +11,7 @@ asked for:
 - Where the next name of the chain is not the next possible one, and open names lie between, a proof about a name that
   does not exist spans this name, all below it, and no other that could be a host's (RFC 4470). The NSEC record of a
   name that exists ends at the first possible name below it.
+- Of a name two labels or more below ``P``, such as ``_tcp.www.P``, the proof shows that ``www.P`` exists.
 - A name of a template that exists, or ``*.P`` itself, and has no records of the type that was asked for, is proven to
   exist by an NSEC record of its own, which has all types that it may come to have but that one.
 - An undelegated zone inside is denied DS as a delegation is, so that its answers are insecure, not bogus.
@@ -107,6 +108,10 @@ class NsecChain:
     def no_name(self, key: bytes) -> Sequence[RRset]:
         """Return the proof that neither *key* exists nor a wildcard that matches it (NXDOMAIN; RFC 4035, 3.1.3.2)."""
         closer, encloser = self._next_closer(key)
+        if closer != key and _WILD + encloser in self._wild:  # the name of a template itself may come to exist
+            while parent(key) != closer:
+                key = parent(key)
+            closer, encloser = key, closer
         return _distinct(self._cover(closer), self._cover(_WILD + encloser))
 
     def no_type(self, key: bytes, qtype: int) -> Sequence[RRset]:

@@ -228,16 +228,17 @@ class OpenNamesTests(ChainTestCase):
     def test_no_name_is_denied(self) -> None:
         """No proof denies the address of a name that may come to exist, but that of the name it was made for."""
         may = [from_text(f"{label}.sites.example") for label in
-               ("0", "a", "fo", "foo", "foo0", "foo-", "fop", "fon", "made", "zzz", "a" * 63, "a" * 62 + "b")]
+               ("0", "a", "fo", "foo", "foo0", "foo-", "fop", "fon", "made", "y", "zzz", "a" * 63, "a" * 62 + "b")]
         asked = [*may, *map(from_text, (
             "m.example", "b.example", "y.example", "zz.example", "sites.example", "*.sites.example", "*.example",
-            "x.y.sites.example", "\\000.sites.example", "foo\\000.sites.example", "a.example", "file.sites.example",
+            "x.y.sites.example", "w.x.y.sites.example",
+            "\\000.sites.example", "foo\\000.sites.example", "a.example", "file.sites.example",
             "x.file.sites.example", "foo[.sites.example", "foo@.sites.example", "\\255.sites.example", "example"))]
         for key in asked:
             node = self.served.match(key)
             proofs = []
             if self.served.get(key) is None:
-                proofs += [*self.chain.no_name(key), *self.chain.not_exact(key)]
+                proofs += self.chain.no_name(key)
             if node is not None:
                 proofs += [proof for qtype in (16, 99) for proof in self.chain.no_type(key, qtype)]
             for proof in proofs:
@@ -253,6 +254,9 @@ class OpenNamesTests(ChainTestCase):
             for wanted in (closer, b"\1*" + encloser):
                 self.assertTrue(any(self.denied(proof, wanted, 1) and proof.owner != wanted
                                     for proof in self.chain.no_name(key)), name)
+        self.check_proofs("w\\255.y.sites.example x\\000.y.sites.example RRSIG NSEC\n"
+                          "\\)\\255.y.sites.example *\\000.y.sites.example RRSIG NSEC",
+                          self.chain.no_name(from_text("a.x.y.sites.example")))
         (proof,) = self.chain.no_type(from_text("foo.sites.example"), 28)
         self.assertEqual("foo.sites.example \\000.foo.sites.example A RRSIG NSEC", describe(proof))
         (proof,) = self.chain.no_type(from_text("*.sites.example"), 1)
