@@ -29,7 +29,12 @@ class IDenial(Interface):
         """Return the proof that the delegation *key* has no DS records; empty if there is none to be had."""
 
     def rrsets() -> Iterator[RRset]:
-        """Yield the NSEC records that are made up, for a transfer; those that a zone's file has are the zone's own."""
+        """
+        Yield, for a transfer, the records that prove and that no node of the zone has: made-up NSEC records, or NSEC3.
+
+        Raises:
+            RuntimeError: names were added or removed since the last record.
+        """
 
     def changed(key: bytes) -> None:
         """Note that *key* was added to the zone or removed from it, or that its types have changed."""

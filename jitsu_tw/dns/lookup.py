@@ -169,6 +169,17 @@ class Zones:
             zone = zones.get(key)
         return zone
 
+    def authority(self, key: bytes, qtype: int) -> Zone | None:
+        """
+        Return the zone that answers a question for *qtype* at the lower-case name *key*.
+
+        For a child's DS, that is the parent if both are served (RFC 4035, 3.1.4.1).
+        """
+        zone = self.find(key)
+        if qtype == DS and zone is not None and zone.key == key != ROOT:
+            return self.find(parent(key)) or zone
+        return zone
+
     def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
         """
         Give *name* to the VM *vm* in the zone that the name is in (`Zone.add_vm`).
@@ -208,7 +219,7 @@ class Zones:
         seen: set[bytes] = set()
         redirected: set[RRset] = set()
         while True:
-            zone = self._authority(key, qtype)
+            zone = self.authority(key, qtype)
             if zone is None:
                 return Found(answer) if answer else Refused()
             cut = zone.cut_over(key, qtype)
@@ -242,13 +253,6 @@ class Zones:
             asked, key = target, target.lower()
             if qtype in {CNAME, ALL_RECORDS} or key in seen or len(seen) > MAX_CHAIN:
                 return Found(answer)
-
-    def _authority(self, key: bytes, qtype: int) -> Zone | None:
-        """Return the zone that answers; for a child's DS, the parent if both are served (RFC 4035, 3.1.4.1)."""
-        zone = self.find(key)
-        if qtype == DS and zone is not None and zone.key == key != ROOT:
-            return self.find(parent(key)) or zone
-        return zone
 
     def _referral(self, answer: list[RR], cut: RRset) -> Referral:
         glue: list[RR] = []

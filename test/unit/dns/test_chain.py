@@ -36,6 +36,8 @@ sub NS ns.sub
 sub NS ns
 ns.sub A 192.0.2.4
 deep.below.sub A 192.0.2.5
+own NS own
+own A 192.0.2.11
 secure NS ns.secure
 secure DS 12345 13 2 {"AB" * 32}
 ns.secure AAAA 2001:db8::1
@@ -198,6 +200,11 @@ class NsecChainTests(ChainTestCase):
                     ]
                     self.assertEqual(one, other, qname)
 
+    def test_glue_at_cut(self) -> None:
+        """A delegation to its own name has no bit for its glue (RFC 4035, 2.3)."""
+        _, chain = self.zone("own NS own\nown A 192.0.2.1\n")
+        self.check_proofs("own.example example NS RRSIG NSEC", chain.no_ds(from_text("own.example")))
+
     def test_new_cut(self) -> None:
         """Names below a delegation that is added leave the chain."""
         zone, chain = self.zone("a.b A 192.0.2.1\n")
@@ -236,7 +243,7 @@ class OpenNamesTests(ChainTestCase):
             "x.file.sites.example", "foo[.sites.example", "foo@.sites.example", "\\255.sites.example", "example"))]
         for key in asked:
             node = self.served.match(key)
-            proofs = []
+            proofs: list[RRset] = []
             if self.served.get(key) is None:
                 proofs += self.chain.no_name(key)
             if node is not None:
@@ -296,11 +303,11 @@ class OpenNamesTests(ChainTestCase):
 
     def test_enclosed(self) -> None:
         """Names of a served zone inside, without a delegation, are not denied; it is shown to have no DS."""
-        inner = Zone.made_up(from_text("inner.example"), 60)
-        Zones([self.served, inner])
+        zone, chain = self.zone("a A 192.0.2.1\nz A 192.0.2.1\n")
+        Zones([zone, Zone.made_up(from_text("inner.example"), 60)])
         key = from_text("www.inner.example")
         for name in ("b.example", "innes.example", "y.example"):
-            for proof in self.chain.no_name(from_text(name)):
+            for proof in chain.no_name(from_text(name)):
                 self.assertFalse(self.denied(proof, key, 1), describe(proof))
         self.check_proofs("inner.example \\000.inner.example NS RRSIG NSEC",
-                          self.chain.no_type(from_text("inner.example"), 43))
+                          chain.no_type(from_text("inner.example"), 43))
