@@ -180,12 +180,12 @@ def stem(zone: bytes) -> str:
 # Reading
 
 
-def read(directory: Path, zones: Iterable[bytes]) -> dict[bytes, tuple[Key, ...]]:
+def read(directory: Path, zones: Iterable[bytes]) -> dict[bytes, tuple[Key, ...] | KeyFileError]:
     """
-    Return the keys of each of *zones* in *directory*, those with the smallest tags first.
+    Return the keys of each of *zones* in *directory*, or the error if one of the zone's cannot be used.
 
     Raises:
-        KeyFileError: the directory, or a key of one of the zones, cannot be used.
+        KeyFileError: the directory cannot be read.
     """
     wanted = {stem(zone): zone for zone in zones}
     halves: dict[bytes, dict[str, set[str]]] = {zone: {} for zone in wanted.values()}
@@ -197,14 +197,32 @@ def read(directory: Path, zones: Iterable[bytes]) -> dict[bytes, tuple[Key, ...]
                 if match is None or zone is None:
                     continue
                 halves[zone].setdefault(entry.name.removesuffix(f".{match[4]}"), set()).add(match[4])
-                if len(halves[zone]) > MOST_KEYS:
-                    message = f"more than {MOST_KEYS} keys of {to_text(zone)}: move those elsewhere that are not used"
-                    raise KeyFileError(message, directory)
     except OSError as error:
         message = f"the directory of keys cannot be read: {error.strerror}; make it, or give Jitsu its rights"
         raise KeyFileError(message, directory) from error
-    return {zone: tuple(_pair(directory / name, zone, found[name]) for name in sorted(found))
-            for zone, found in halves.items()}
+    return {zone: _pairs(directory, zone, found) for zone, found in halves.items()}
+
+
+def _pairs(directory: Path, zone: bytes, halves: Mapping[str, set[str]]) -> tuple[Key, ...] | KeyFileError:
+    """Return the keys of *zone*, of which *halves* has the names and the halves that are there; or what is wrong."""
+    if len(halves) > MOST_KEYS:
+        message = f"more than {MOST_KEYS} keys of {to_text(zone)}: move those elsewhere that are not used"
+        return KeyFileError(message, directory)
+    try:
+        return tuple(_pair(directory / name, zone, halves[name]) for name in sorted(halves))
+    except KeyFileError as error:
+        return error
+
+
+def seen(directory: Path) -> object:
+    """Return what differs after each change of the key files in *directory*; None if it cannot be read."""
+    try:
+        with os.scandir(directory) as entries:
+            names = [entry for entry in entries if _NAME.fullmatch(entry.name)]
+            return frozenset((one.name, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+                             for one in names for about in [one.stat()])  # fmt: skip
+    except OSError:
+        return None
 
 
 def _pair(path: Path, zone: bytes, halves: set[str]) -> Key:

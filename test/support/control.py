@@ -16,11 +16,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from jitsu_tw.control.api import Endpoint
+from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.guests import GuestSite
 from jitsu_tw.ijitsu import ITemplateControl, TemplateCounts
 from jitsu_tw.networks import AddressRange
 from jitsu_tw.settings import VM, Existence, Template
+from jitsu_tw.sync.signed_zones import SignedZones
 from test.support import EPOCH, World, question, vm
 
 if TYPE_CHECKING:
@@ -160,6 +162,7 @@ class Desk(World):
         endpoint: of its fleet.
         problems: what is wrong that the fleet does not know of.
         control: of the templates.
+        dnssec: of the zones, none of which is signed.
     """
 
     def __init__(
@@ -169,11 +172,12 @@ class Desk(World):
         super().__init__(*vms, **settings)
         self.problems: list[str] = []
         self.control = TemplateControl()
+        self.dnssec = SignedZones(Zones(()))
         wall = lambda: EPOCH + self.clock.seconds()  # noqa: E731
         self.endpoint = Endpoint(
             self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems),
             served=lambda: {"zones": ["example.org."]}, counters=self.warm.counters, reload_zone=reload,
-            templates=self.control,
+            templates=self.control, dnssec=self.dnssec,
         )  # fmt: skip
 
     def talk(self, host: str = "") -> Talk:

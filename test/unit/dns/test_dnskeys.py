@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -25,6 +27,7 @@ from jitsu_tw.dns.dnskeys import (
     make,
     put,
     read,
+    seen,
     stem,
     write,
 )
@@ -52,7 +55,10 @@ class KeyTestCase(SynchronousTestCase):
 
     def keys(self, zone: bytes = ZONE) -> tuple[Key, ...]:
         """Return the keys of *zone*."""
-        return read(self.path, [zone])[zone]
+        found = read(self.path, [zone])[zone]
+        if isinstance(found, KeyFileError):
+            raise found
+        return found
 
     def generated(self, *options: str, name: str = "example.org") -> Path:
         """Return the path of the public file of a key that BIND has made."""
@@ -166,6 +172,27 @@ class FilesTests(KeyTestCase):
         with self.assertRaisesRegex(KeyFileError, "none: the directory of keys cannot be read: No such file"):
             read(self.path / "none", [ZONE])
 
+    def test_locked(self) -> None:
+        """Only one process changes the keys in a directory at a time."""
+        with locked(self.path):
+            file = os.open(self.path / ".lock", os.O_RDWR)
+            self.addCleanup(os.close, file)
+            with self.assertRaises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def test_seen(self) -> None:
+        """Each change of a key's files shows: its content, its rights, its end; the lock and other files do not."""
+        key = make(self.path, ZONE, ECDSAP256SHA256, TIMES)
+        path, was = self.path / f"{key.stem}.private", seen(self.path)
+        with locked(self.path):
+            self.assertEqual(was, seen(self.path))
+        for change in (lambda: write(self.path, key), lambda: path.chmod(0o640), path.unlink):
+            change()
+            self.assertNotEqual(was, now := seen(self.path))
+            was = now
+        self.assertIsNone(seen(self.path / "none"))
+
     def test_names(self) -> None:
         """The name of a file has the zone's as BIND writes it."""
         for name, expected in (("Example.ORG", "Kexample.org."), ("a\\.b/c.x", "Ka%2Eb%2Fc.x."), (".", "K.")):
@@ -252,5 +279,5 @@ class DamagedTests(KeyTestCase):
             for suffix in ("key", "private"):
                 shutil.copy(self.private, self.path / f"Kexample.net.+013+{number:05}.{suffix}")
         self.assertEqual((self.key,), self.keys())
-        with self.assertRaisesRegex(KeyFileError, "more than 32 keys of example.net"):
+        with self.assertRaisesRegex(KeyFileError, "more than 32 keys of example.net: move"):
             self.keys(from_text("example.net"))
