@@ -13,7 +13,7 @@ from test.programs.test_dnssec_differential import QUESTIONS, same_answers
 from test.programs.test_dnssec_validators import NAMES, VMS, ValidatedTestCase
 from test.programs.test_tap import HOST, PATIENCE
 from test.support import differential
-from test.support.signed_zones import APEX, TEXT
+from test.support.signed_zones import APEX, TEXT, run
 from test.support.validators import Served, delv, knot, nsd, problems_of_zone, transferred, unbound
 
 if TYPE_CHECKING:
@@ -35,26 +35,35 @@ NEW: Final = "00000000-0000-4000-8000-000000000003"
 
 
 class SignedTestCase(ValidatedTestCase):
-    """Has a zone that Jitsu signs."""
+    """
+    Has a zone that Jitsu signs.
+
+    Attributes:
+        before: the files of the keys that have an anchor.
+    """
+
+    def setUp(self) -> None:
+        """Begin without a key."""
+        super().setUp()
+        self.before: set[Path] = set()
 
     def serve_zone(self, text: str = TEXT, configuration: str = SIGNED, *more: str) -> Path:
-        """Serve the zone *text*, and what the arguments *more* add; return a file with the DS records of its key."""
+        """Serve the zone *text*, and what the arguments *more* add; return a file with the DS record of its key."""
         (self.folder / "signed.zone").write_text(text)
         self.serve("--zone", "signed.zone", *more, configuration=configuration)
-        return self.anchor("anchor")
+        return self.anchor()
 
-    def anchor(self, name: str) -> Path:
-        """Write the DS records that the parent should have to a file, and return it."""
-        done = self.jitsuctl("dnssec", "ds")
-        self.assertEqual(0, done.returncode, done.stderr)
+    def anchor(self, name: str = "anchor") -> Path:
+        """Write the DS records of the keys to a file, as BIND makes them from the key files; return it."""
         path = self.folder / f"{name}.ds"
-        lines = [line for line in done.stdout.splitlines() if " DS " in f" {' '.join(line.split())} "]
-        # Without the TTL, if there is one: as dnssec-dsfromkey has it.
-        words = [[word for word in line.split() if not (word.isdigit() and line.split().index(word) == 1)]
-                 for line in lines]  # fmt: skip
-        path.write_text("".join(f"{' '.join(line)}\n" for line in words))
-        self.assertNotEqual("", path.read_text(), done.stdout)
+        keys = self.keys()
+        path.write_text("".join(run(self.folder, "dnssec-dsfromkey", "-2", str(key)) for key in keys - self.before))
+        self.before = keys
         return path
+
+    def keys(self) -> set[Path]:
+        """Return the files of the keys' public halves."""
+        return set((self.folder / "keys").glob("K*.key"))
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until *condition* holds."""
@@ -72,6 +81,10 @@ class AnswersTests(SignedTestCase):
         anchor = self.serve_zone()
         self.validate("jitsu", anchor)
         self.check_zone(NAMES)
+        told = self.jitsuctl("dnssec", "ds")
+        self.assertIn("".join(anchor.read_text().split()[6:]), "".join(told.stdout.split()), told.stderr)
+        status = self.jitsuctl("dnssec", "status")
+        self.assertEqual(0, status.returncode, status.stdout + status.stderr)
 
     def test_as_secondaries(self) -> None:
         """NSD and Knot, which have transferred the zone, give the same answers as Jitsu."""
