@@ -140,7 +140,7 @@ class ValidatedTestCase(ProcessTestCase):
         self.assertFalse(wrong, "\n".join(wrong))
 
     def check_zone(self, names: Iterable[str]) -> None:
-        """Have a transfer of the zone, and its answers, checked as a whole."""
+        """Expect programs that check whole zones to find nothing in a transfer and in the answers for *names*."""
         self.assertEqual("", problems_of_zone(self.folder, self.port, APEX))
         names = [f"{name}.{APEX}" for name in names]
         self.assertEqual("", problems_of_answers(self.folder, self.port, APEX, names))
