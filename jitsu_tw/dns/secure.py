@@ -15,7 +15,7 @@ from twisted.names.dns import AAAA, ALL_RECORDS, AXFR, CNAME, ENAME, HINFO, IN, 
 
 from jitsu_tw.dns.lookup import MINIMAL_ANY
 from jitsu_tw.dns.message import NOERROR
-from jitsu_tw.dns.wire import DS, NSEC, RR, RRSIG
+from jitsu_tw.dns.wire import DS, NSEC, RR, RRSIG, parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -123,15 +123,14 @@ class _Completion:
         zone = self._secure(key, rtype)
         if zone is None or zone.security is None or rtype == RRSIG or zone.cut_over(key, rtype) is not None:
             return
-        is_exact = zone.get(key) is not None
         node = zone.match(key)
-        rrset = node.rrsets.get(rtype) if node is not None and (is_exact or expand) else None
-        if rtype == NSEC and rrset is None:  # it was answered by the chain
-            rrset = next((each for each in zone.security.denial.no_type(key, rtype) if each.owner == key), None)
+        rrset = node.rrsets.get(rtype) if node is not None and (expand or zone.get(key) is not None) else None
+        if rtype == NSEC and node is not None and rrset is None:  # the chain has answered
+            rrset = _nsec(zone, zone.security, key)
         if rrset is None or rrset.rdatas != tuple(record.rdata for record in records):
             return
         yield from _written(zone.security.signatures(rrset), records[0].owner, records[0].ttl)
-        if not is_exact and rtype != NSEC:
+        if rrset.owner.lower() != key:
             self._prove(zone, zone.security.denial.not_exact(key))
 
     def _delegated(self, key: bytes) -> Iterable[RR]:
@@ -179,8 +178,7 @@ def _chosen(zone: Zone, key: bytes, qtype: int) -> RRset | None:
     node = zone.match(key)
     if node is None or zone.security is None:
         return None
-    proofs = zone.security.denial.no_type(key, qtype)
-    nsec = next((rrset for rrset in proofs if rrset.type == NSEC and rrset.owner == key), None)
+    nsec = _nsec(zone, zone.security, key)
     if qtype == NSEC:
         return nsec
     types = [rtype for rtype in node.rrsets if rtype not in {RRSIG, NSEC}]
@@ -190,6 +188,16 @@ def _chosen(zone: Zone, key: bytes, qtype: int) -> RRset | None:
     if nsec is None and types:
         return node.rrsets[types[0]]
     return nsec
+
+
+def _nsec(zone: Zone, security: ISecurity, key: bytes) -> RRset | None:
+    """Return the NSEC record of *key*, or of the wildcard that matches it; None if there is none (RFC 4592, 4.7)."""
+    encloser = key
+    while zone.get(encloser) is None:
+        encloser = parent(encloser)
+    owners = {key, key if encloser == key else b"\1*" + encloser}
+    proofs = security.denial.no_type(key, NSEC)
+    return next((rrset for rrset in proofs if rrset.type == NSEC and rrset.owner.lower() in owners), None)
 
 
 def _rrsets(records: Iterable[RR]) -> Iterator[list[RR]]:

@@ -43,6 +43,7 @@ Capital TXT "x"
 a.ent A 192.0.2.8
 *.wild TXT "w"
 *.wild MX 10 mail
+*.far CNAME static
 x.wild A 192.0.2.9
 alias CNAME www
 long CNAME alias
@@ -90,6 +91,14 @@ ROWS: Final = (
     ("nobody", "ANY", "NXDOMAIN", "secure", ""),
     ("static", "NSEC", "NOERROR", "secure", "NSEC"),
     ("ent", "NSEC", "NOERROR", "secure", ""),
+    ("alias", "NSEC", "NOERROR", "secure", "NSEC"),
+    ("alias", "KEY", "NOERROR", "secure", "CNAME"),
+    ("alias", "RRSIG", "NOERROR", "insecure", ""),
+    ("y.wild", "NSEC", "NOERROR", "secure", "NSEC"),
+    ("z.y.wild", "NSEC", "NOERROR", "secure", "NSEC"),
+    ("y.far", "NSEC", "NOERROR", "secure", "NSEC"),
+    ("y.far", "A", "NOERROR", "secure", "CNAME A"),
+    ("x.vms", "ANY", "NOERROR", "secure", "NSEC"),
     ("static", "AAAA", "NOERROR", "secure", ""),
     ("ent", "A", "NOERROR", "secure", ""),
     ("wild", "TXT", "NOERROR", "secure", ""),
