@@ -8,6 +8,7 @@ read then is a problem, and the zones stay signed with the keys in memory.
 
 from __future__ import annotations
 
+import time
 from math import inf
 from typing import TYPE_CHECKING, Final
 
@@ -22,20 +23,22 @@ from jitsu_tw.dns.dnskeys import KeyFileError
 from jitsu_tw.dns.keytimes import Times
 from jitsu_tw.dns.signing import Signed
 from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import StoreError
+from jitsu_tw.errors import ConfigError, StoreError
 from jitsu_tw.idnssec import KeyStatus, ZoneStatus
+from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.layout import DNSSEC, STATISTICS, zone_label
 from jitsu_tw.sync.signed_zones import LEAVING, SignedZones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from jitsu_tw.clocks import Clocks
     from jitsu_tw.dns.dnskeys import Key
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.zone import Zone
     from jitsu_tw.ijitsu import IStore
-    from jitsu_tw.settings import Dnssec
+    from jitsu_tw.settings import Dnssec, Settings
 
     #: Computes the new times of the keys of a zone, by their tags, and those of a new key, if there is to be one.
     Change = Callable[[Mapping[int, Times], Zone], tuple[Times | None, Mapping[int, Times]]]
@@ -124,8 +127,7 @@ class ZoneSigning(SignedZones):
         Raises:
             KeyFileError: a key is missing, or cannot be used.
         """
-        wanted = {name.lower() for name in self._dnssec.zones}
-        todo = {zone.key: zone for zone in zones if zone.security is None and (not wanted or zone.key in wanted)}
+        todo = {zone.key: zone for zone in zones if is_wanted(self._dnssec, zone)}
         if not todo:
             return
         with dnskeys.locked(self._dnssec.keys):
@@ -134,8 +136,8 @@ class ZoneSigning(SignedZones):
                 keys = found[key]
                 if isinstance(keys, KeyFileError):
                     raise keys
-                if lost := self._lost(key, keys):
-                    raise lost
+                if gone := _gone(self._dnssec.keys, key, self._kept, keys):
+                    raise gone
                 if not keys:
                     times = Times.beginning(int(self._wall()), longest_ttl(zone))
                     keys = (dnskeys.make(self._dnssec.keys, key, self._dnssec.algorithm, times),)
@@ -143,16 +145,6 @@ class ZoneSigning(SignedZones):
                 if idle := self._idle(key, keys):
                     raise idle
                 zone.secure(Signed(zone, keys, NsecChain(zone), self._wall, self._dnssec.validity))
-
-    def _lost(self, zone: bytes, keys: Iterable[Key]) -> KeyFileError | None:
-        """Return the error if the state has a key of *zone* that is not among *keys*."""
-        tags = {name(key) for key in keys}
-        for one in self._kept.get(zone_label(zone), "").split():
-            if one not in tags | {LEAVING}:
-                path = self._dnssec.keys / f"{dnskeys.stem(zone)}+{one}.private"
-                message = f"{to_text(zone)} is signed with this key, and it is gone: restore it and its .key file, or,"
-                return KeyFileError(f"{message} if it is lost, make another one: jitsuctl dnssec init --lost", path)
-        return None
 
     def _idle(self, zone: bytes, keys: Iterable[Key]) -> KeyFileError | None:
         """Return the error if none of *keys*, those of *zone*, signs now."""
@@ -209,7 +201,7 @@ class ZoneSigning(SignedZones):
             keys = found[key]
             if isinstance(keys, KeyFileError):
                 problems[key] = str(keys)
-            elif problem := self._lost(key, keys) or self._idle(key, keys):
+            elif problem := _gone(self._dnssec.keys, key, self._kept, keys) or self._idle(key, keys):
                 problems[key] = str(problem)
             elif keys != one.keys and one.zone.security is one:
                 self._use(one, keys)
@@ -325,8 +317,8 @@ class ZoneSigning(SignedZones):
             keys = dnskeys.read(directory, [zone.key])[zone.key]
             if isinstance(keys, KeyFileError):
                 raise keys
-            if lost := self._lost(zone.key, keys):
-                raise lost
+            if gone := _gone(directory, zone.key, self._kept, keys):
+                raise gone
             new, changed = change({key.tag: key.times for key in keys}, zone)
             if new is not None:
                 dnskeys.make(directory, zone.key, self._dnssec.algorithm, new, [key.tag for key in keys])
@@ -335,6 +327,69 @@ class ZoneSigning(SignedZones):
         if isinstance(again, KeyFileError):
             raise again
         return again
+
+
+def _gone(directory: Path, zone: bytes, kept: Mapping[str, str], keys: Iterable[Key]) -> KeyFileError | None:
+    """Return the error if the state, which has *kept*, has a key of *zone* that is not among *keys* in *directory*."""
+    known = {LEAVING, *map(name, keys)}
+    for one in kept.get(zone_label(zone), "").split():
+        if one not in known:
+            path = directory / f"{dnskeys.stem(zone)}+{one}.private"
+            message = f"{to_text(zone)} is signed with this key, and it is gone: restore it and its .key file; or,"
+            return KeyFileError(f"{message} if it is lost, end Jitsu, and: jitsuctl dnssec init --lost", path)
+    return None
+
+
+def is_wanted(dnssec: Dnssec, zone: Zone) -> bool:
+    """Return whether Jitsu is to sign *zone*, as *dnssec* says, and does not sign it yet."""
+    return zone.security is None and (not dnssec.zones or zone.key in {name.lower() for name in dnssec.zones})
+
+
+def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list[str]:
+    """
+    Make a key for *zone* while Jitsu does not run.
+
+    Args:
+        settings: the configuration.
+        zones: its zones.
+        zone: the name of one.
+        lost: keys that the state has, and that are gone, are forgotten.
+
+    Returns:
+        what was done, as lines.
+
+    Raises:
+        JitsuError: Jitsu runs, or does not sign the zone; or keys are gone, and *lost* is not set; or the reverse.
+    """
+    found = next((one for one in zones if to_text(one.key) == zone.lower().removesuffix(".")), None)
+    if settings.dnssec is None or found is None or not is_wanted(settings.dnssec, found):
+        raise ConfigError(f"Jitsu is not to sign {zone}; the configuration names the zones, in the group dnssec")
+    assert settings.persistdb is not None
+    store, directory = GitStore(settings.persistdb), settings.dnssec.keys
+    tree, label = store.open(), zone_label(found.key)
+    before = tree.get(f"{DNSSEC}/{label}", "")
+    with dnskeys.locked(directory):
+        keys = dnskeys.read(directory, [found.key])[found.key]
+        if isinstance(keys, KeyFileError):
+            raise keys
+        gone = _gone(directory, found.key, {label: before}, keys)
+        if gone is not None and not lost:
+            raise gone
+        if gone is None and lost:
+            raise ConfigError(f"no key of {zone} is lost: all that the state has are in {directory}")
+        now = time.time()
+        if keytimes.plan({key.tag: key.times for key in keys}, now).signing:
+            lines = [f"{zone} has a key that signs, so no other one was made"]
+        else:
+            times = Times.beginning(int(now), longest_ttl(found))
+            taken = [key.tag for key in keys]
+            key = dnskeys.make(directory, found.key, settings.dnssec.algorithm, times, taken)
+            keys, lines = (*keys, key), [f"made the key {key.stem}; its DS record for the parent:", ds_text(key)]
+    after = " ".join(map(name, keys))
+    message = f"Keys of {to_text(found.key)}: {after}, before {before or 'none'}"
+    store.history.commit({f"{DNSSEC}/{label}": after}, message)
+    store.close()
+    return lines
 
 
 def name(key: Key) -> str:
