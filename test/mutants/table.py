@@ -113,7 +113,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("if fields != (FLAGS, PROTOCOL, algorithm):", "if False:", "takes a key that has been revoked"),
         ("if algorithm not in ALGORITHMS:", "if False:", "takes keys of any algorithm"),
         ("if unknown := fields.keys() - _TIMES.keys():", "if unknown := ():", "loses fields that it does not know"),
-        ("if len(halves[zone]) > MOST_KEYS:", "if False:", "reads any number of keys"),
+        ("if len(halves) > MOST_KEYS:", "if False:", "reads any number of keys"),
         ('("private", 0o600, private)', '("private", 0o644, private)',
          "lets others read a private key that it writes"),
         ("_replace(path, mode, text, os.link if new else os.replace)", "_replace(path, mode, text, os.replace)",
