@@ -122,7 +122,9 @@ def warm(seconds: float) -> dict[str, Any]:
         found |= {f"{key}, answers a second": rates[key],
                   f"{key}, work for an answer, us": statistics.median(one.cost() for one in those),
                   f"{key}, octets": those[0].size, f"{key}, bad": sum(one.bad() for one in those)}  # fmt: skip
-    return found | {"warm, ratio": rates["with DO"] / rates["without DO"]}
+    work = "work for an answer, us"
+    return found | {"warm, ratio": rates["with DO"] / rates["without DO"],
+                    "warm, ratio of the work": found[f"without DO, {work}"] / found[f"with DO, {work}"]}  # fmt: skip
 
 
 def zone(_seconds: float) -> dict[str, Any]:
