@@ -9,6 +9,7 @@ server is; they are no part of a tree of delegations, so they do not minimise na
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -176,17 +177,20 @@ cache.size = 10 * MB
     return Daemon(folder, port, "/usr/sbin/kresd", "-n", "-c", path, folder)
 
 
-def delv(zone: Served, name: str, type_: str = "A", *options: str) -> str:
+def delv(zone: Served, name: str, type_: str = "A") -> str:
     """Return what BIND's ``delv`` prints: the answer with a comment whether it is validated; or why it is not."""
     assert zone.anchor is not None
-    path = _write(zone.anchor.with_suffix(".delv"), "trust-anchors {\n" + "".join(
+    anchors = "".join(
         f'  "{owner}" static-ds {tag} {algorithm} {digest} "{"".join(data)}";\n'
         for owner, _, _, tag, algorithm, digest, *data in map(str.split, zone.anchor.read_text().splitlines())
-    ) + "};\n")
-    done = subprocess.run(
-        ["delv", f"@{HOST}", "-p", str(zone.port), "-a", str(path), f"+root={zone.apex}", *options, name, type_],
-        capture_output=True, text=True, check=False, timeout=PATIENCE,
-    )  # fmt: skip
+    )
+    with tempfile.NamedTemporaryFile("w", dir=zone.anchor.parent) as file:
+        file.write(f"trust-anchors {{\n{anchors}}};\n")
+        file.flush()
+        done = subprocess.run(
+            ["delv", f"@{HOST}", "-p", str(zone.port), "-a", file.name, f"+root={zone.apex}", name, type_],
+            capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
     return done.stdout + done.stderr
 
 
