@@ -96,7 +96,7 @@ def check(zone: Zone, rest: Callable[[float], None] = time.sleep) -> Checked:
         else:
             sets[owner, record.type].append(record)
     apex = dns.name.from_wire(zone.key, 0)[0]
-    keys = {apex: _rrset(sets[zone.key, DNSKEY])}
+    keys = {apex: _rrset(found)} if (found := sets[zone.key, DNSKEY]) else {}
     tampered = []
     verified = 0
     for (owner, type_), signed in islice(signatures.items(), MOST_VERIFIED):
