@@ -34,7 +34,8 @@ from jitsu_tw.dns.wire import DS, MAX_NAME, NSEC, ROOT, RRSIG, RRset, parent
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from jitsu_tw.dns.zone import Node, Zone
+    from jitsu_tw.dns.wire import Node
+    from jitsu_tw.dns.zone import Zone
 
 _WILD: Final = b"\1*"
 #: The most octets of a label (RFC 1035, 2.3.4).

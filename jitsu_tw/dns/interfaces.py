@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence  # noqa: TC003 -- zope.interface wants it at run time
+from typing import Protocol
 
 from zope.interface import Attribute, Interface
 
-from jitsu_tw.dns.wire import RR, RRset  # noqa: TC001 -- zope.interface wants it at run time
+from jitsu_tw.dns.wire import RR, Node, RRset  # noqa: TC001 -- zope.interface wants it at run time
 
 
 class IDenial(Interface):
@@ -51,3 +52,28 @@ class ISecurity(Interface):
 
         Each has the TTL of the set that it signs (RFC 4034, 3). None where the zone is not an authority for *rrset*.
         """
+
+
+class Content(Protocol):
+    """
+    The content of a zone that comes signed, as its proofs need it; `zone.Zone` describes it.
+
+    Attributes:
+        proofs: the names that own NSEC3 records, which are no names of the zone.
+        shadowed: the addresses of the file that those of VMs have replaced.
+    """
+
+    key: bytes
+    nodes: dict[bytes, Node]
+    cuts: dict[bytes, RRset]
+    proofs: dict[bytes, Node]
+    shadowed: dict[bytes, dict[int, RRset]]
+
+    def get(self, key: bytes) -> Node | None:
+        """Return the node of exactly this name."""
+
+    def match(self, key: bytes) -> Node | None:
+        """Return the node that answers for *key*."""
+
+    def cut_over(self, key: bytes, qtype: int) -> RRset | None:
+        """Return the NS or DNAME records that answer for *key* instead of its own."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from jitsu_tw.dns.wire import RRset
-    from jitsu_tw.dns.zone import Node, Zone
+    from jitsu_tw.dns.wire import Node, RRset
+    from jitsu_tw.dns.zone import Zone
 
 #: The offset, in the data of these types, of the host's name whose addresses are additional (RFC 1035, 3.3; RFC 2782).
 TARGET_AT: Final = {NS: 0, MX: 2, SRV: 6}

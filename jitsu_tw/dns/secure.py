@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 #: Questions of these types are answered by one RRset of the name (RFC 8482, 4.1 and 7), or are about proofs.
 TYPES: Final = frozenset({ALL_RECORDS, NSEC, RRSIG})
 
-#: A name that should not exist does (RFC 2136, 2.2); of DNAME: the name that it makes is too long (RFC 6672, 2.2).
-_YXDOMAIN: Final = 6
-#: The response codes of replies that are proven.
-_PROVEN: Final = frozenset({NOERROR, ENAME, _YXDOMAIN})
 _ADDRESSES: Final = frozenset({A, AAAA})
 
 
@@ -46,7 +42,7 @@ def complete(query: Query, reply: Reply, zones: Zones) -> Reply:
     """
     question = query.question
     is_plain = question.cls == IN and question.type not in {AXFR, IXFR}
-    if reply.ra or reply.rcode not in _PROVEN or not is_plain:
+    if reply.ra or not is_plain:
         return reply
     completion = _Completion(question, zones)
     reply = completion.answered(reply)
@@ -116,12 +112,12 @@ class _Completion:
         """
         Yield the signatures of *records*, an RRset; if a wildcard answers, note the proof that its name is no other's.
 
-        There are none for a CNAME that DNAME makes (RFC 6672, 5.3.1), the NS of a delegation, glue, and what the zones
-        do not have any more; nor, without *expand*, for what a wildcard answers.
+        There are none for what the zones do not have: a CNAME that DNAME makes (RFC 6672, 5.3.1), records that have
+        changed meanwhile; nor, without *expand*, for what a wildcard answers.
         """
         key, rtype = records[0].owner.lower(), records[0].type
         zone = self._secure(key, rtype)
-        if zone is None or zone.security is None or rtype == RRSIG or zone.cut_over(key, rtype) is not None:
+        if zone is None or zone.security is None or rtype == RRSIG:
             return
         node = zone.match(key)
         rrset = node.rrsets.get(rtype) if node is not None and (expand or zone.get(key) is not None) else None

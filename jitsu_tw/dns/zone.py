@@ -19,6 +19,7 @@ import dns.rdatatype
 from twisted.names.dns import AAAA, CNAME, DNAME, NS, PTR, SOA, A
 
 from jitsu_tw.dns import masterfile
+from jitsu_tw.dns.presigned import Presigned
 from jitsu_tw.dns.wire import (
     CDNSKEY,
     CDS,
@@ -27,8 +28,10 @@ from jitsu_tw.dns.wire import (
     KEY,
     MAX_NAME,
     NSEC,
+    NSEC3,
     RR,
     RRSIG,
+    Node,
     RRset,
     ancestors,
     from_text,
@@ -60,22 +63,6 @@ MAX_RRSET: Final = 60_000
 _FIXED: Final = 12
 
 
-@attrs.define(eq=False, weakref_slot=False)
-class Node:
-    """
-    One name that exists.
-
-    Attributes:
-        rrsets: by type; a VM's addresses are among them.
-        vm: the VM whose name this is.
-        below: how many names exist one label below. A name without rrsets, vm and such names does not exist.
-    """
-
-    rrsets: dict[int, RRset] = attrs.Factory(dict)
-    vm: str | None = None
-    below: int = 0
-
-
 class Zone:
     """
     One zone.
@@ -88,6 +75,9 @@ class Zone:
         nodes: the names that exist, in lower case.
         cuts: the NS of delegations, and DNAMEs: they decide on names below.
         enclosed: the apexes of served zones inside this one.
+        presigned: whether it comes signed, with its own DNSKEY and RRSIG: then only its file changes it.
+        proofs: the names that own its NSEC3 records if it comes so, which are no names of the zone (RFC 5155, 7.2.8).
+        shadowed: the addresses of the file that those of VMs have replaced.
     """
 
     def __init__(self, soa: RR, path: str | Path | None = None) -> None:
@@ -100,7 +90,9 @@ class Zone:
         self.nodes: dict[bytes, Node] = {self.key: Node()}
         self.cuts: dict[bytes, RRset] = {}
         self.enclosed: set[bytes] = set()
-        self._shadowed: dict[bytes, dict[int, RRset]] = {}  # the file's addresses that a VM's replace
+        self.presigned = False
+        self.proofs: dict[bytes, Node] = {}
+        self.shadowed: dict[bytes, dict[int, RRset]] = {}
         self._reverse: dict[bytes, str] = {}  # the VMs that PTR records are there for
         self.add(soa.owner, SOA, soa.ttl, soa.rdata)
 
@@ -139,6 +131,8 @@ class Zone:
             report.mistake(ZoneError(message, soa.path, soa.line))
         zone = cls(RR(*soa[:4]), path)
         zone._report = report
+        signing = (entry for entry in entries if entry.type in {DNSKEY, RRSIG})
+        zone.presigned = {entry.type for entry in signing if entry.owner.lower() == zone.key} == {DNSKEY, RRSIG}
         wrong: set[tuple[bytes, int]] = set()
         for entry in entries:
             yield
@@ -155,6 +149,11 @@ class Zone:
                         wrong.add(rrset)
                         report.mistake(error)
         report.check()
+        if zone.presigned:
+            try:
+                zone.secure(Presigned(zone))
+            except ZoneError as error:
+                raise ZoneError(error.message, path) from None
         return zone
 
     @classmethod
@@ -195,6 +194,8 @@ class Zone:
             yield from self._occluded(key, node)
             if NS in node.rrsets:
                 yield from self._lame(node.rrsets[NS])
+        if isinstance(self.security, Presigned):
+            yield from self.security.faults()
 
     @property
     def serial(self) -> int:
@@ -214,7 +215,7 @@ class Zone:
     def records(self) -> Iterator[RR]:
         """Yield every record once, the SOA first: an AXFR (RFC 5936, 2.2) without the SOA at its end."""
         yield self.soa
-        for node in tuple(self.nodes.values()):
+        for node in (*self.nodes.values(), *self.proofs.values()):
             for rrset in tuple(node.rrsets.values()):
                 if rrset.type != SOA:
                     yield from rrset.records()
@@ -235,7 +236,8 @@ class Zone:
             raise ZoneError(message, path, line)
         if type in {NS, DNAME} and key.startswith(b"\1*"):
             raise ZoneError(f"a wildcard cannot have {_types(type)} records (RFC 4592, 4): name each owner", path, line)
-        node = self.nodes.get(key)
+        proves = self.presigned and NSEC3 in {type, int.from_bytes(rdata[:2]) if type == RRSIG else 0}
+        node = (self.proofs if proves else self.nodes).get(key)
         rrsets = node.rrsets if node is not None else {}
         old = rrsets.get(type)
         if old is None:
@@ -247,7 +249,7 @@ class Zone:
             raise ZoneError(f"{to_text(owner)}: {clash}", path, line)
         if old is not None and ttl != old.ttl and type != RRSIG:
             self._report.warn(f"{to_text(owner)} {_types(type)}: several TTLs, the smallest counts", path, line)
-        self._node(key).rrsets[type] = rrset
+        (self.proofs.setdefault(key, Node()) if proves else self._node(key)).rrsets[type] = rrset
         if type == DNAME or (type == NS and key != self.key):
             self.cuts[key] = rrset
         self._changed(key)
@@ -255,6 +257,8 @@ class Zone:
     def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
         """
         Give *name* to a VM: *addresses* replace the A and AAAA records there. A second call replaces them again.
+
+        If the zone comes signed, and has the same addresses, they stay as they are signed, with their TTL.
 
         Args:
             name: the owner; a first label ``*`` makes it a wildcard.
@@ -273,10 +277,12 @@ class Zone:
         node = self._node(key)
         old = {type_: node.rrsets.pop(type_) for type_ in (A, AAAA) if type_ in node.rrsets}
         if old and node.vm is None:
-            self._shadowed[key] = old
+            self.shadowed[key] = old
         node.vm = vm
+        filed = self.shadowed.get(key, {}) if self.presigned else {}
         for rrset in rrsets:
-            node.rrsets[rrset.type] = rrset
+            own = filed.get(rrset.type, rrset)
+            node.rrsets[rrset.type] = own if set(own.rdatas) == set(rrset.rdatas) else rrset
         self._changed(key)
 
     def _why_no_vm(self, key: bytes, vm: str, rrsets: Iterable[RRset]) -> str:
@@ -310,7 +316,7 @@ class Zone:
         node.vm = None
         for type_ in (A, AAAA):
             node.rrsets.pop(type_, None)
-        node.rrsets.update(self._shadowed.pop(key, {}))
+        node.rrsets.update(self.shadowed.pop(key, {}))
         self._prune(key)
         self._changed(key)
 
@@ -327,10 +333,11 @@ class Zone:
         """
         Make *target* the PTR record of *key*, a name in the zone, while the VM *vm* exists.
 
-        Nothing is done where the zone has a PTR record or an alias there, or is delegated or redirected.
+        Nothing is done where the zone has a PTR record or an alias there, is delegated or redirected, or comes signed.
         """
         node = self.nodes.get(key)
-        if self.cut_over(key, PTR) is None and (node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})):
+        is_free = node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})
+        if is_free and not self.presigned and self.cut_over(key, PTR) is None:
             self._node(key).rrsets[PTR] = RRset(key, PTR, ttl, (target,))
             self._reverse[key] = vm
             self._changed(key)
@@ -361,17 +368,23 @@ class Zone:
             self.security.denial.changed(key)
 
     def bump(self) -> None:
-        """Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2)."""
+        """
+        Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2).
+
+        The SOA record of a zone that comes signed is signed: it stays as it is.
+        """
         self._set_serial((self.serial + 1) % 2**32)
 
     def _set_serial(self, serial: int) -> None:
+        if self.presigned:
+            return
         rdata = self.soa.rdata[:-20] + serial.to_bytes(4, "big") + self.soa.rdata[-16:]
         self.soa = RR(self.soa.owner, SOA, self.soa.ttl, rdata)
         rrsets = self.nodes[self.key].rrsets
         rrsets[SOA] = attrs.evolve(rrsets[SOA], rdatas=(rdata,))
 
     def raise_to(self, serial: int) -> None:
-        """Raise the serial to *serial*, unless it is that or later (RFC 1982, 3.2)."""
+        """Raise the serial to *serial*, unless it is that or later (RFC 1982, 3.2), or the zone comes signed."""
         if not 0 <= (self.serial - serial) % 2**32 < 2**31:
             self._set_serial(serial % 2**32)
 

@@ -6,7 +6,8 @@ each zone that was raised::
 
     jitsu/serial/<zone>
 
-It is later than all that were served, and ahead of them, so that it is seldom written.
+It is later than all that were served, and ahead of them, so that it is seldom written. The serial of a zone that comes
+signed is that of its file: nothing raises it.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Serials:
     def restore(self, tree: Mapping[str, str]) -> None:
         """Raise the serials of the zones to those of *tree*, the state; to be called before anything is served."""
         for zone in self._zones:
+            if zone.presigned:
+                continue
             name = zone_label(zone.key)
             self._began[name] = zone.serial
             kept = tree.get(f"{SERIALS}/{name}", "")
@@ -77,6 +80,8 @@ class Serials:
         due = {}
         for zone in self._zones:
             name, serial = zone_label(zone.key), zone.serial
+            if zone.presigned:
+                continue
             if name not in self._kept and serial == self._began.setdefault(name, serial):
                 continue  # nothing has raised it
             if not least <= (self._kept.get(name, serial) - serial) % 2**32 <= most:

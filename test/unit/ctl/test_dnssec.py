@@ -70,8 +70,8 @@ class DnssecTests(SynchronousTestCase):
         self.listed = [{**SIGNED, "keys": [other]}]
         run = self.run_("ds", "a.test")
         self.assertEqual(("other\n", "a.test: wait\n"), (run.stdout, run.stderr))
-        self.listed = [FILE]
-        self.assertIn("b.test comes signed", self.run_("ds", "b.test", code=1).output)
+        self.listed = [{**FILE, "keys": [{**other, "state": "published"}, {**other, "ds": "signs DNSKEY"}]}]
+        self.assertEqual("signs DNSKEY\n", self.run_("ds", "b.test").output)
 
     def test_steps(self) -> None:
         """Steps are asked for, and what comes next is printed; hours become seconds."""

@@ -18,12 +18,15 @@ import dns.rdatatype
 from dns.rdatatype import CNAME, DS, NSEC, RRSIG, SOA
 from twisted.internet.defer import fail, succeed
 
+from jitsu_tw.dns import secure
 from jitsu_tw.dns.lookup import Zones
+from jitsu_tw.dns.message import Query, parse
 from jitsu_tw.dns.ondemand import TemplateResolver
+from jitsu_tw.dns.reply import Reply
 from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Server
-from jitsu_tw.dns.wire import RRset, Source, from_text
+from jitsu_tw.dns.wire import RR, RRset, Source, from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import BootFailed
 from test.support import World, vm
@@ -35,7 +38,7 @@ JITSU: Final = f"""$ORIGIN jitsu.test.
 {HEAD}
 @ NS ns
 @ MX 10 Mail
-$GENERATE 1-20 many MX $ mail
+$GENERATE 1-20 many MX "$ mail"
 ns A 192.0.2.53
 mail A 192.0.2.25
 static A 192.0.2.7
@@ -167,7 +170,7 @@ class SecureTestCase(ZoneTestCase):
         vms = [
             vm("www", ip=(ip_address("10.0.0.1"),)),
             vm("wild", dns=(from_text("*.vms.jitsu.test"),), ip=(ip_address("10.0.0.2"),)),
-            vm("bad", faults=["start"]),
+            vm("bad", ip=(ip_address("10.0.0.9"),), faults=["start"]),
             vm("slow", ip=(ip_address("10.0.0.6"),), boot_time=0.5),
         ]
         self.world = World(*vms)
@@ -291,6 +294,17 @@ class SecureTests(SecureTestCase):
         self.assertEqual(dns.rcode.REFUSED, self.ask("www.example.com.", "A").rcode())
         self.assertEqual(dns.rcode.REFUSED, self.ask("static", "A", rdclass="CH").rcode())
         self.assertEqual([], self.ask("static", "AXFR").authority)
+
+    def test_left_alone(self) -> None:
+        """Records of another server, and those that the zone does not have any more, get no signatures."""
+        query = parse(dns.message.make_query("static.jitsu.test", "A", want_dnssec=True).to_wire())
+        assert isinstance(query, Query)
+        name = from_text("static.jitsu.test")
+        served, other = RR(name, 1, 3600, bytes((192, 0, 2, 7))), RR(name, 1, 3600, bytes((192, 0, 2, 66)))
+        for reply, count in ((Reply(answer=[served]), 2), (Reply(answer=[served], ra=True), 1),
+                             (Reply(answer=[other]), 1), (Reply(answer=[served, other]), 2)):
+            completed = secure.complete(query, reply, self.served)
+            self.assertEqual(count, len(completed.answer))
 
     def test_limited(self) -> None:
         """A reply that the limiter holds back is not signed."""

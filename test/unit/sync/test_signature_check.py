@@ -54,6 +54,9 @@ class CheckTests(SynchronousTestCase):
         """Right signatures are right, whenever they are valid; their times are found."""
         found = self.check()
         self.assertEqual((UNTIL, FROM, ()), (found.earliest, found.latest, found.tampered))
+        (key,) = found.keys
+        ds = self.run_("dnssec-dsfromkey", "-2", "-f", "signed", "a.test").split()
+        self.assertEqual(("active", ds), (key.state, key.ds.upper().replace("A.TEST.", "a.test.").split()))
         self.assertEqual(9, found.verified)  # SOA, NS, DNSKEY, 3 NSEC, 2 A, TXT
         self.assertEqual([], found.problems(FROM))
 
@@ -103,7 +106,7 @@ class CheckTests(SynchronousTestCase):
         self.successResultOf(Deferred.fromCoroutine(service.checked()))
         (status,) = service.statuses()
         self.assertEqual(("a.test", UNTIL, 9), (status.zone, status.earliest_expiry, status.signatures))
-        self.assertEqual((), status.problems)
+        self.assertEqual(((), 1), (status.problems, len(status.keys)))
         zones.put(bad)
         service.replaced([bad])
         (status,) = service.statuses()
