@@ -12,13 +12,13 @@ from zope.interface import Interface
 @attrs.frozen
 class KeyStatus:
     """
-    A key of a zone that Jitsu signs.
+    A key of a zone.
 
     Attributes:
         tag: its key tag.
-        algorithm: 13 or 15.
+        algorithm: of its signatures.
         state: what it does (`keytimes.KeyState`).
-        announced: whether CDS and CDNSKEY announce it to the parent.
+        announced: whether Jitsu announces it to the parent, by CDS and CDNSKEY.
         ds: its DS record as text.
     """
 
@@ -37,7 +37,7 @@ class ZoneStatus:
     Attributes:
         zone: its name.
         signer: ``Jitsu``, or ``file`` for a zone that comes signed.
-        keys: its keys, where Jitsu signs.
+        keys: its keys.
         next_at: when the next step of its keys comes, in seconds since 1970; None if no time is set for it.
         next: that step, as a sentence.
         earliest_expiry: when the first of its signatures expires, in seconds since 1970; None if it has none now.

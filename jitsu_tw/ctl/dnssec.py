@@ -81,11 +81,10 @@ def ds(control: Control, zone: str) -> None:
     """Print the DS record of ZONE that its parent should have."""
     found = _of(control.ask("GET", "/v1/dnssec"), zone)
     keys = [key for key in found["keys"] if key["announced"]]
-    if not keys and found["keys"]:
-        keys = [key for key in found["keys"] if key["state"] == "active"][-1:]
-        show.say(f"{found['zone']}: {found['next']}", err=True)
     if not keys:
-        raise FailedError(f"{zone} comes signed, so its DS record is where it was signed")
+        keys = [key for key in found["keys"] if key["state"] == "active"]
+        for line in filter(None, [found["next"]]):
+            show.say(f"{found['zone']}: {line}", err=True)
     for key in keys:
         show.say(key["ds"])
 

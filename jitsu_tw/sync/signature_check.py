@@ -15,13 +15,15 @@ import dns.exception
 import dns.name
 import dns.rdata
 import dns.rdatatype
+import dns.rdtypes.ANY.DNSKEY
 import dns.rrset
 
-from jitsu_tw.dns.keytimes import clock
+from jitsu_tw.dns.keytimes import KeyState, clock
 from jitsu_tw.dns.wire import DNSKEY, RRSIG, to_text
+from jitsu_tw.idnssec import KeyStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     from jitsu_tw.dns.wire import RR
     from jitsu_tw.dns.zone import Zone
@@ -54,12 +56,14 @@ class Checked:
         earliest: when the first signature expires, in seconds since 1970.
         latest: when the last signature begins to be valid.
         tampered: RRsets without a right signature, as text.
+        keys: the zone's keys; those that sign the DNSKEY RRset are active.
     """
 
     verified: int = 0
     earliest: float = inf
     latest: float = 0.0
     tampered: tuple[str, ...] = ()
+    keys: tuple[KeyStatus, ...] = ()
 
     def problems(self, now: float) -> list[str]:
         """Return what is wrong, at *now*."""
@@ -96,7 +100,8 @@ def check(zone: Zone, rest: Callable[[float], None] = time.sleep) -> Checked:
         else:
             sets[owner, record.type].append(record)
     apex = dns.name.from_wire(zone.key, 0)[0]
-    keys = {apex: _rrset(sets[zone.key, DNSKEY])}
+    keys = {apex: _rrset(found)} if (found := sets[zone.key, DNSKEY]) else {}
+    signing = {_TIMES.unpack_from(record.rdata)[3] for record in signatures[zone.key, DNSKEY]}
     tampered = []
     verified = 0
     for (owner, type_), signed in islice(signatures.items(), MOST_VERIFIED):
@@ -106,7 +111,18 @@ def check(zone: Zone, rest: Callable[[float], None] = time.sleep) -> Checked:
         if not _is_right(sets[owner, type_], signed, keys):
             tampered.append(f"{to_text(owner)} {dns.rdatatype.to_text(dns.rdatatype.RdataType.make(type_))}")
         rest(REST)
-    return Checked(verified, earliest, latest, tuple(tampered))
+    return Checked(verified, earliest, latest, tuple(tampered), tuple(_statuses(keys, signing)))
+
+
+def _statuses(keys: Mapping[dns.name.Name, dns.rrset.RRset], signing: Container[int]) -> Iterator[KeyStatus]:
+    """Yield the status of each of *keys*; the tags of those that sign the DNSKEY RRset are *signing*."""
+    for apex, rrset in keys.items():
+        for key in rrset:
+            assert isinstance(key, dns.rdtypes.ANY.DNSKEY.DNSKEY)
+            tag = dns.dnssec.key_id(key)
+            ds = f"{apex} IN DS {dns.dnssec.make_ds(apex, key, 'SHA256')}"
+            state = KeyState.ACTIVE if tag in signing else KeyState.PUBLISHED
+            yield KeyStatus(tag, int(key.algorithm), state.value, announced=False, ds=ds)
 
 
 def _is_right(records: Sequence[RR], signed: Sequence[RR], keys: dict[dns.name.Name, dns.rrset.RRset]) -> bool:

@@ -124,6 +124,7 @@ class SignedZones:
         return ZoneStatus(
             name,
             "file",
+            found.keys,
             earliest_expiry=None if found.earliest == inf else found.earliest,
             signatures=found.verified,
             problems=tuple(found.problems(self._wall())),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.control.web import Guarded
     from jitsu_tw.errors import JitsuError
+    from jitsu_tw.idnssec import IDnssec
 
 
 @attrs.frozen
@@ -162,22 +163,25 @@ class Desk(World):
         endpoint: of its fleet.
         problems: what is wrong that the fleet does not know of.
         control: of the templates.
-        dnssec: of the zones, none of which is signed.
     """
 
     def __init__(
-        self, *vms: Any, reload: Callable[..., Any] = lambda _=None: None, token: str | None = None, **settings: Any
+        self,
+        *vms: Any,
+        reload: Callable[..., Any] = lambda _=None: None,
+        token: str | None = None,
+        dnssec: IDnssec | None = None,
+        **settings: Any,
     ) -> None:
-        """Begin with *vms* and what else *settings* say."""
+        """Begin with *vms* and what else *settings* say; without *dnssec*, no zone is signed."""
         super().__init__(*vms, **settings)
         self.problems: list[str] = []
         self.control = TemplateControl()
-        self.dnssec = SignedZones(Zones(()))
         wall = lambda: EPOCH + self.clock.seconds()  # noqa: E731
         self.endpoint = Endpoint(
             self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems),
             served=lambda: {"zones": ["example.org."]}, counters=self.warm.counters, reload_zone=reload,
-            templates=self.control, dnssec=self.dnssec,
+            templates=self.control, dnssec=dnssec or SignedZones(Zones(())),
         )  # fmt: skip
 
     def talk(self, host: str = "") -> Talk:

@@ -287,6 +287,15 @@ class MeaningTests(ConfigTestCase):
         self.assertEqual((15, (from_text("Example.org"),), 30 * 86400.0), attrs.astuple(settings.dnssec)[1:])
         self.assertIsNone(self.load(VM)[0].dnssec)
 
+    def test_comes_signed(self) -> None:
+        """A zone that comes signed is left alone, and an error where it is named."""
+        head = "persistdb: state.git\ndnssec: {keys: keys"
+        load = lambda more: self.load(f"{head}{more}}}\n{VM}", options={"zones": self.signed()})  # noqa: E731
+        (zone,) = load("")[1]
+        self.assertTrue(zone.presigned)
+        with self.assertRaisesRegex(ConfigError, "dnssec.zones: example.org comes signed, in .*; leave it out here, or"):
+            load(", zones: example.org")
+
     def test_hosts(self) -> None:
         """A VM may run on any host, on one, or on some; the others are where they always were."""
         head = "hosts:\n  - {name: left, backend: memory}\n"

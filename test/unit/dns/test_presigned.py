@@ -187,6 +187,13 @@ class NsecTests(PresignedTestCase):
         self.assertEqual(["host.other.test A has no signature: sign the whole zone again"],
                          list(Presigned(zone, lambda: NOW).faults()))
 
+    def test_enclosed(self) -> None:
+        """A served zone inside that the file does not delegate is told."""
+        zone = Zone.read(self.paths["other.test"])
+        Zones([zone, Zone.made_up(from_text("in.other.test"), 60)])
+        (line,) = Presigned(zone, lambda: NOW).faults()
+        self.assertIn("in.other.test is served too, and this signed zone does not delegate it", line)
+
     def test_warnings(self) -> None:
         """The faults are warnings of the zone, with its file."""
         zone = self.damaged(r"^host.other.test.\s+\d+\s+IN\s+RRSIG\s+A .*\n")
@@ -232,6 +239,12 @@ class Nsec3Tests(PresignedTestCase):
             reply = self.ask(name, qtype)
             self.assertEqual((dns.rcode.NXDOMAIN, []), (reply.rcode(), reply.answer))
             self.assertEqual("secure", self.validator.check(reply))
+
+    def test_nsec_at_alias(self) -> None:
+        """A question for NSEC at an alias, which has none, follows the alias."""
+        reply = self.ask("alias", "NSEC")
+        self.assertEqual(["alias"], [rrset.name.labels[0].decode() for rrset in reply.answer if rrset.rdtype != RRSIG])
+        self.assertEqual("secure", self.validator.check(reply))
 
     def test_iterations(self) -> None:
         """More than 100 iterations are refused, with the remedy."""
