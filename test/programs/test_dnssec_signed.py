@@ -238,12 +238,23 @@ class RolloverTests(SignedTestCase):
         self.secure(old)
         self.secure(new)
         self.assertTrue(kept.ask(f"www.{APEX}", "A").flags & dns.flags.AD)
+        self.assertEqual(new.read_text().split(), self.of_parent(old).split())
         done = self.jitsuctl("dnssec", "ds-seen", APEX, "--ds-ttl", f"{TTL / 3600:.6f}")
         self.assertEqual(0, done.returncode, done.stderr)
         self.until(lambda: len(self.rrset("DNSKEY")) == 1)
         self.secure(new)
         self.assertIn("resolution failed", delv(Served(APEX, self.port, old), f"www.{APEX}"))
         self.assertEqual(0, self.jitsuctl("dnssec", "status").returncode)
+
+    def of_parent(self, anchor: Path) -> str:
+        """Return the DS records that a parent, which has *anchor*, takes from CDS in their place (RFC 7344, 4.1)."""
+        records = self.folder / "cds"
+        with records.open("w") as file:
+            for type_ in ("CDS", "CDNSKEY", "DNSKEY"):
+                query = dns.message.make_query(APEX, type_, want_dnssec=True)
+                for rrset in dns.query.tcp(query, HOST, timeout=PATIENCE, port=self.port).answer:
+                    file.write(f"{rrset}\n")
+        return run(self.folder, "dnssec-cds", "-s", "-7200", "-f", str(records), "-d", str(anchor), APEX)
 
     def rrset(self, type_: str) -> list[str]:
         """Return the records of a type at the apex."""
