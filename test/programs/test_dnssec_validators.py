@@ -14,7 +14,7 @@ import dns.rcode
 from twisted.trial.unittest import SkipTest
 
 from test.programs.test_tap import HOST, PATIENCE, ProcessTestCase
-from test.support.signed_zones import APEX, TEXT, sign
+from test.support.signed_zones import APEX, TEXT, VMS_TEXT, sign
 from test.support.validators import (
     Daemon,
     Served,
@@ -251,7 +251,8 @@ class SecondariesTests(ValidatedTestCase):
         signed = sign(self.folder, "nsec3")
         process = self.serve("--zone", str(signed.path), configuration=f"notify:\n{notify}{VMS}")
         self.same(secondaries, signed.anchor)
-        new = sign(self.folder, "nsec3", text=TEXT.replace("2026010100", "2026010101").replace("10.1.0.1", "10.9.9.9"))
+        new = sign(self.folder, "nsec3", text=(TEXT + VMS_TEXT).replace("2026010100", "2026010101")
+                   .replace("10.1.0.1\n", "10.9.9.9\n"))
         self.assertEqual(new.path, signed.path)
         process.send_signal(signal.SIGHUP)
         for one in secondaries:

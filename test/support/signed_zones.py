@@ -70,6 +70,7 @@ insecure3      NS ns.insecure
 own            NS own
 own            A 10.3.0.3
 a.deep.cut     NS ns.elsewhere.test.
+a.only.out     NS ns.elsewhere.test.
 b.deep.cut     NS ns.elsewhere.test.
 b.deep.cut     DS 23456 15 2 {"ef" * 32}
 
@@ -168,20 +169,22 @@ def run(folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def sign(folder: Path, kind: str, *options: str, text: str = TEXT) -> SignedZone:
+def sign(folder: Path, kind: str, *options: str, text: str = TEXT + VMS_TEXT, apex: str = APEX) -> SignedZone:
     """
-    Sign the zone *text* with a new key.
+    Sign a zone with a new key.
 
     Args:
         folder: gets the files.
         kind: of `KINDS`.
         options: more options of ``dnssec-signzone``.
-        text: the content, without the names of VMs.
+        text: the content.
+        apex: the name of the zone; "." is the root.
     """
-    unsigned, path, anchor = folder / f"{kind}.unsigned", folder / f"{kind}.zone", folder / f"{kind}.ds"
-    key = run(folder, "dnssec-keygen", "-q", "-a", "13", "-f", "KSK", APEX).strip()
-    unsigned.write_text(f"{text}{VMS_TEXT}$INCLUDE {folder}/{key}.key\n")
-    run(folder, "dnssec-signzone", "-z", "-P", "-o", APEX, "-O", "full", "-f", path.name, *KINDS[kind], *options,
+    stem = f"{kind}-{apex}"
+    unsigned, path, anchor = folder / f"{stem}.unsigned", folder / f"{stem}.zone", folder / f"{stem}.ds"
+    key = run(folder, "dnssec-keygen", "-q", "-a", "13", "-f", "KSK", apex).strip()
+    unsigned.write_text(f"{text}$INCLUDE {folder}/{key}.key\n")
+    run(folder, "dnssec-signzone", "-z", "-P", "-o", apex, "-O", "full", "-f", path.name, *KINDS[kind], *options,
         unsigned.name, f"{key}.private")
     anchor.write_text(run(folder, "dnssec-dsfromkey", "-2", f"{key}.key"))
     return SignedZone(path, anchor)
