@@ -70,7 +70,8 @@ class DnssecTests(SynchronousTestCase):
         self.listed = [{**SIGNED, "keys": [other]}]
         run = self.run_("ds", "a.test")
         self.assertEqual(("other\n", "a.test: wait\n"), (run.stdout, run.stderr))
-        self.listed = [{**FILE, "keys": [{**other, "state": "published"}, {**other, "ds": "signs DNSKEY"}]}]
+        keys = [{**other, "state": "published"}, {**other, "ds": ""}, {**other, "ds": "signs DNSKEY"}]
+        self.listed = [{**FILE, "keys": keys}]
         self.assertEqual("signs DNSKEY\n", self.run_("ds", "b.test").output)
 
     def test_steps(self) -> None:
