@@ -71,8 +71,10 @@ class NsecChain:
 
     def _open_ranges(self) -> None:
         """Find where open names may be: disjoint ranges of the order, sorted, each from its start to before its end."""
+        zone = self._zone
+        self._inside = {key for key in zone.enclosed if zone.cut_over(key, A) is None}
         ranges = [(order(parent(key)) + b"\1", _end(parent(key))) for key in self._wild]
-        ranges += [(order(key), _end(key)) for key in self._zone.enclosed]
+        ranges += [(order(key), _end(key)) for key in self._inside]
         self._starts: list[bytes] = []
         self._ends: list[bytes] = []
         for start, end in sorted(ranges):
@@ -125,7 +127,7 @@ class NsecChain:
         owner = key if exact else _WILD + self._next_closer(key)[1]
         node = self._zone.get(owner)
         assert node is not None
-        if owner in self._wild or owner in self._zone.enclosed:
+        if owner in self._wild or owner in self._inside:
             others = _ADDRESSES if owner in self._wild else {NS}
             return [self._made(key, (node.rrsets.keys() | others) - {qtype}, self._first_below(key))]
         own = self._own(owner) if node.rrsets else self._cover(owner)

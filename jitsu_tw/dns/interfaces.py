@@ -61,6 +61,7 @@ class Content(Protocol):
     Attributes:
         proofs: the names that own NSEC3 records, which are no names of the zone.
         shadowed: the addresses of the file that those of VMs have replaced.
+        enclosed: the apexes of served zones inside this one.
     """
 
     key: bytes
@@ -68,6 +69,7 @@ class Content(Protocol):
     cuts: dict[bytes, RRset]
     proofs: dict[bytes, Node]
     shadowed: dict[bytes, dict[int, RRset]]
+    enclosed: set[bytes]
 
     def get(self, key: bytes) -> Node | None:
         """Return the node of exactly this name."""

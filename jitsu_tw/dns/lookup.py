@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: The offset, in the data of these types, of the host's name whose addresses are additional (RFC 1035, 3.3; RFC 2782).
 TARGET_AT: Final = {NS: 0, MX: 2, SRV: 6}
 
-#: The types that each name of a signed zone has itself, an alias as well (RFC 4035, 2.5).
+#: The types that each name of a zone that Jitsu signs has itself, an alias as well (RFC 4035, 2.5).
 PROOFS: Final = frozenset({NSEC, RRSIG})
 
 #: How many CNAMEs are followed for one question.
@@ -235,7 +235,7 @@ class Zones:
                     answer += rrset.records(asked)
                     return Found(answer, self._additional(rrset, key), node.vm)
                 alias = node.rrsets.get(CNAME)
-                if alias is None or qtype in PROOFS:
+                if alias is None or (qtype in PROOFS and zone.security is not None and not zone.presigned):
                     if qtype != ALL_RECORDS or not node.rrsets:
                         return NoData(answer, zone.negative_soa, node.vm)
                     answer.append(RR(asked, HINFO, zone.negative_ttl, MINIMAL_ANY))

@@ -311,3 +311,6 @@ class OpenNamesTests(ChainTestCase):
                 self.assertFalse(self.denied(proof, key, 1), describe(proof))
         self.check_proofs("inner.example \\000.inner.example NS RRSIG NSEC",
                           chain.no_type(from_text("inner.example"), 43))
+        zone, chain = self.zone("a A 192.0.2.1\ninner NS ns\nz A 192.0.2.1\n")
+        Zones([zone, Zone.made_up(from_text("inner.example"), 60)])
+        self.check_proofs("inner.example z.example NS RRSIG NSEC", chain.no_type(from_text("inner.example"), 43))

@@ -187,6 +187,13 @@ class NsecTests(PresignedTestCase):
         self.assertEqual(["host.other.test A has no signature: sign the whole zone again"],
                          list(Presigned(zone, lambda: NOW).faults()))
 
+    def test_enclosed(self) -> None:
+        """A served zone inside that the file does not delegate is told."""
+        zone = Zone.read(self.paths["other.test"])
+        Zones([zone, Zone.made_up(from_text("in.other.test"), 60)])
+        (line,) = Presigned(zone, lambda: NOW).faults()
+        self.assertIn("in.other.test is served too, and this signed zone does not delegate it", line)
+
     def test_warnings(self) -> None:
         """The faults are warnings of the zone, with its file."""
         zone = self.damaged(r"^host.other.test.\s+\d+\s+IN\s+RRSIG\s+A .*\n")
@@ -233,6 +240,12 @@ class Nsec3Tests(PresignedTestCase):
             self.assertEqual((dns.rcode.NXDOMAIN, []), (reply.rcode(), reply.answer))
             self.assertEqual("secure", self.validator.check(reply))
 
+    def test_nsec_at_alias(self) -> None:
+        """A question for NSEC at an alias, which has none, follows the alias."""
+        reply = self.ask("alias", "NSEC")
+        self.assertEqual(["alias"], [rrset.name.labels[0].decode() for rrset in reply.answer if rrset.rdtype != RRSIG])
+        self.assertEqual("secure", self.validator.check(reply))
+
     def test_iterations(self) -> None:
         """More than 100 iterations are refused, with the remedy."""
         path = Path(self.write(OTHER))
@@ -249,6 +262,10 @@ class Nsec3Tests(PresignedTestCase):
         zone = self.damaged(re.escape(other))
         found = list(Presigned(zone, lambda: NOW).faults())
         self.assertTrue(any("NSEC3: the chain is broken behind this record" in line for line in found), found)
+        self.assertEqual(1, sum(line.endswith("has no NSEC3 record: sign the whole zone again") for line in found))
+        zone = self.damaged(rf"^{re.escape(other.split()[0])}\s+\d+\s+IN\s+RRSIG\s.*\n")
+        (line,) = Presigned(zone, lambda: NOW).faults()
+        self.assertIn("NSEC3 has no signature", line)
         for pattern, text, expected in (
             (re.escape(apex), "", "the apex has no NSEC3 record with the parameters of NSEC3PARAM"),
             (r"NSEC3PARAM\s+1 ", "NSEC3PARAM 2 ", "hash algorithm 2 is not known"),
