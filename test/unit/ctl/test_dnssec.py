@@ -99,6 +99,11 @@ class DnssecTests(SynchronousTestCase):
         os.chdir(folder)
         self.addCleanup(os.chdir, here)
         self.assertIn("a.test. IN DS ", self.run_("init", "a.test").output)
+        check = lambda: CliRunner().invoke(main, ["check"])  # noqa: E731
+        self.assertEqual(0, check().exit_code)
+        (key,) = Path("keys").glob("*.private")
+        key.chmod(0o644)
+        self.assertIn("others than its owner may read the private key", check().output)
         for path in Path("keys").glob("K*"):
             path.unlink()
         self.assertIn("it is gone: restore it", self.run_("init", "a.test", code=1).output)
