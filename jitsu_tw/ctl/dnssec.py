@@ -82,7 +82,7 @@ def ds(control: Control, zone: str) -> None:
     found = _of(control.ask("GET", "/v1/dnssec"), zone)
     keys = [key for key in found["keys"] if key["announced"]]
     if not keys:
-        keys = [key for key in found["keys"] if key["state"] == "active"]
+        keys = [key for key in found["keys"] if key["state"] == "active" and key["ds"]]
         for line in filter(None, [found["next"]]):
             show.say(f"{found['zone']}: {line}", err=True)
     for key in keys:

@@ -7,10 +7,11 @@ from bisect import bisect_right
 from hashlib import sha1
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from twisted.names.dns import NS
 from zope.interface import implementer
 
 from jitsu_tw.dns.interfaces import IDenial
-from jitsu_tw.dns.wire import NSEC3, NSEC3PARAM, parent, to_text
+from jitsu_tw.dns.wire import DS, NSEC3, NSEC3PARAM, parent, to_text
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The most iterations of the hash: validators take a zone with more for insecure, or for bogus (RFC 9276, 3.2).
 MOST_ITERATIONS: Final = 100
+#: How often the hash function is used to see whether each name has a record: about a second.
+MOST_HASHED: Final = 1_000_000
 #: The only hash algorithm (RFC 5155, 11), and its octets, in a name too.
 _SHA1: Final = 1
 _HASH: Final = 20
@@ -105,12 +108,21 @@ class Nsec3Records:
             yield hashed, rrset
 
     def faults(self) -> Iterator[str]:
-        """Yield what is wrong with the chain, as ends of a sentence: the first gap."""
+        """Yield what is wrong with the chain: the first gap, and names without a record, unsigned delegations apart."""
         for at, hashed in enumerate(self._hashes):
             rrset = self._records[hashed]
             if next_hash(rrset.rdatas[0]) != self._hashes[(at + 1) % len(self._hashes)]:
                 yield f"{to_text(rrset.owner)} NSEC3: the chain is broken behind this record"
-                return
+                break
+        zone = self._zone
+        if len(zone.nodes) * (self.parameters.iterations + 1) > MOST_HASHED:
+            return
+        for key, node in zone.nodes.items():
+            is_in_file = node.vm is None and node.rrsets and zone.cut_over(key, DS) is None
+            cut = zone.cuts.get(key)
+            may_opt_out = cut is not None and cut.type == NS and DS not in node.rrsets
+            if is_in_file and not may_opt_out and self._match(key) is None:
+                yield f"{to_text(key)} has no NSEC3 record"
 
     def no_name(self, key: bytes) -> Sequence[RRset]:
         """Return the proof that neither *key* exists nor a wildcard that matches it (RFC 5155, 7.2.2)."""

@@ -81,6 +81,9 @@ class Presigned:
         yield from self._times()
         for fault in self.denial.faults():
             yield f"{fault}: {_AGAIN}"
+        for key, node in self._zone.proofs.items():
+            if NSEC3 in node.rrsets and not self.signatures(node.rrsets[NSEC3]):
+                yield f"{_named(key, NSEC3)} has no signature: {_AGAIN}"
         for key in self._zone.enclosed:
             if self._zone.cut_over(key, A) is None:
                 what = "is served too, and this signed zone does not delegate it, so that it is bogus to validators"

@@ -17,6 +17,7 @@ import dns.rdata
 import dns.rdatatype
 import dns.rdtypes.ANY.DNSKEY
 import dns.rrset
+from dns.rdtypes.dnskeybase import Flag
 
 from jitsu_tw.dns.keytimes import KeyState, clock
 from jitsu_tw.dns.wire import DNSKEY, RRSIG, to_text
@@ -120,7 +121,7 @@ def _statuses(keys: Mapping[dns.name.Name, dns.rrset.RRset], signing: Container[
         for key in rrset:
             assert isinstance(key, dns.rdtypes.ANY.DNSKEY.DNSKEY)
             tag = dns.dnssec.key_id(key)
-            ds = f"{apex} IN DS {dns.dnssec.make_ds(apex, key, 'SHA256')}"
+            ds = f"{apex} IN DS {dns.dnssec.make_ds(apex, key, 'SHA256')}" if key.flags & Flag.SEP else ""
             state = KeyState.ACTIVE if tag in signing else KeyState.PUBLISHED
             yield KeyStatus(tag, int(key.algorithm), state.value, announced=False, ds=ds)
 

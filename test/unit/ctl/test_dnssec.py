@@ -70,7 +70,8 @@ class DnssecTests(SynchronousTestCase):
         self.listed = [{**SIGNED, "keys": [other]}]
         run = self.run_("ds", "a.test")
         self.assertEqual(("other\n", "a.test: wait\n"), (run.stdout, run.stderr))
-        self.listed = [{**FILE, "keys": [{**other, "state": "published"}, {**other, "ds": "signs DNSKEY"}]}]
+        keys = [{**other, "state": "published"}, {**other, "ds": ""}, {**other, "ds": "signs DNSKEY"}]
+        self.listed = [{**FILE, "keys": keys}]
         self.assertEqual("signs DNSKEY\n", self.run_("ds", "b.test").output)
 
     def test_steps(self) -> None:
@@ -98,6 +99,11 @@ class DnssecTests(SynchronousTestCase):
         os.chdir(folder)
         self.addCleanup(os.chdir, here)
         self.assertIn("a.test. IN DS ", self.run_("init", "a.test").output)
+        check = lambda: CliRunner().invoke(main, ["check"])  # noqa: E731
+        self.assertEqual(0, check().exit_code)
+        (key,) = Path("keys").glob("*.private")
+        key.chmod(0o644)
+        self.assertIn("others than its owner may read the private key", check().output)
         for path in Path("keys").glob("K*"):
             path.unlink()
         self.assertIn("it is gone: restore it", self.run_("init", "a.test", code=1).output)

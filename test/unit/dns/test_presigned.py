@@ -262,6 +262,10 @@ class Nsec3Tests(PresignedTestCase):
         zone = self.damaged(re.escape(other))
         found = list(Presigned(zone, lambda: NOW).faults())
         self.assertTrue(any("NSEC3: the chain is broken behind this record" in line for line in found), found)
+        self.assertEqual(1, sum(line.endswith("has no NSEC3 record: sign the whole zone again") for line in found))
+        zone = self.damaged(rf"^{re.escape(other.split()[0])}\s+\d+\s+IN\s+RRSIG\s.*\n")
+        (line,) = Presigned(zone, lambda: NOW).faults()
+        self.assertIn("NSEC3 has no signature", line)
         for pattern, text, expected in (
             (re.escape(apex), "", "the apex has no NSEC3 record with the parameters of NSEC3PARAM"),
             (r"NSEC3PARAM\s+1 ", "NSEC3PARAM 2 ", "hash algorithm 2 is not known"),
