@@ -221,6 +221,15 @@ def _above(name: dns.name.Name, zone: dns.zone.Zone) -> Iterator[dns.name.Name]:
         yield name
 
 
+def _is_left_out(question: Question, zone: dns.zone.Zone) -> bool:
+    """Return whether the name of *question*, or one above, exists for opted-out delegations only (RFC 5155, 7.1)."""
+    if _nsec3param(zone) is None:
+        return False
+    cuts = [name for name, _ in zone.iterate_rdatasets(dns.rdatatype.NS) if name != zone.origin]
+    return any(_hashed(zone, name) not in zone.nodes and any(cut.is_subdomain(name) for cut in cuts)
+               for name in (question.name, *_above(question.name, zone)))  # fmt: skip
+
+
 def _is_redirected(question: Question, zone: dns.zone.Zone) -> bool:
     """Return whether the name of *question* is below a DNAME."""
     return any(zone.get_rdataset(name, dns.rdatatype.DNAME) for name in _above(question.name, zone))
@@ -239,6 +248,8 @@ FAULTS: Final[tuple[tuple[str, str, Callable[[Question, dns.zone.Zone], bool]], 
     ("nsd", "does not deny the wildcard for the target of a DNAME (RFC 4035, 3.1.3.2)", _is_redirected),
     ("nsd", "adds an NSEC3 record to the one that matches a wildcard's own name (RFC 5155, 7.2.3)",
      lambda question, zone: _nsec3param(zone) is not None and question.name.is_wild()),
+    ("nsd", "takes a name that exists for opted-out delegations only for the closest encloser (RFC 5155, 7.2.1)",
+     _is_left_out),
     ("nsd", "takes the owner of an NSEC3 record for a name above the name that is denied (RFC 5155, 7.2.8)",
      lambda question, zone: any(zone.get_rdataset(name, dns.rdatatype.NSEC3) for name in _above(question.name, zone))),
 )
