@@ -89,7 +89,8 @@ class _Completion:
     def proven(self, reply: Reply) -> Reply:
         """Return *reply* with signatures and proofs."""
         answer = [record for records in _rrsets(reply.answer) for record in (*records, *self._signed(records))]
-        authority = [record for records in _rrsets(reply.authority) for record in (*records, *self._signed(records))]
+        current = [self._current(record) for record in reply.authority]
+        authority = [record for records in _rrsets(current) for record in (*records, *self._signed(records))]
         rcode = reply.rcode
         first = reply.authority[0] if reply.authority else None
         if first is not None and first.type == NS:
@@ -107,6 +108,11 @@ class _Completion:
         """Return the zone that is the authority for records of type *qtype* at *key*; None if it is not signed."""
         zone = self._zones.authority(key, qtype)
         return None if zone is None or zone.security is None else zone
+
+    def _current(self, record: RR) -> RR:
+        """Return *record*; an SOA as its zone has it now: the serial may have been raised while a client waited."""
+        zone = self._secure(record.owner.lower(), SOA) if record.type == SOA else None
+        return record if zone is None else zone.negative_soa
 
     def _signed(self, records: Sequence[RR], *, expand: bool = True) -> Iterator[RR]:
         """

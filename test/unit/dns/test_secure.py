@@ -22,7 +22,7 @@ from jitsu_tw.dns import secure
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.message import Query, parse
 from jitsu_tw.dns.ondemand import TemplateResolver
-from jitsu_tw.dns.reply import Reply
+from jitsu_tw.dns.reply import Reply, write
 from jitsu_tw.dns.resolver import Chain, JitsuResolver, ZoneAuthority
 from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Server
@@ -63,6 +63,7 @@ here DNAME wild
 cut NS ns.cut
 cut NS ns
 ns.cut A 192.0.2.10
+c.under NS ns.other.test.
 safe NS ns.other.test.
 safe DS 12345 13 2 {"AB" * 32}
 child NS ns.child
@@ -142,6 +143,9 @@ ROWS: Final = (
     ("cut", "A", "NOERROR", "insecure", ""),
     ("www.cut", "A", "NOERROR", "insecure", ""),
     ("ns.cut", "A", "NOERROR", "insecure", ""),
+    ("under", "A", "NOERROR", "secure", ""),
+    ("x.under", "A", "NXDOMAIN", "secure", ""),
+    ("x.c.under", "A", "NOERROR", "insecure", ""),
     ("cut", "DS", "NOERROR", "secure", ""),
     ("safe", "NS", "NOERROR", "secure", ""),
     ("www.safe", "A", "NOERROR", "secure", ""),
@@ -305,6 +309,19 @@ class SecureTests(SecureTestCase):
                              (Reply(answer=[other]), 1), (Reply(answer=[served, other]), 2)):
             completed = secure.complete(query, reply, self.served)
             self.assertEqual(count, len(completed.answer))
+
+    def test_raised_serial(self) -> None:
+        """A negative answer has the SOA of now, which is signed, if the serial was raised while the client waited."""
+        octets = dns.message.make_query("nobody.jitsu.test", "A", want_dnssec=True).to_wire()
+        query = parse(octets)
+        assert isinstance(query, Query)
+        zone = self.served.find(query.question.key)
+        assert zone is not None
+        reply = Reply(3, aa=True, authority=[zone.negative_soa])
+        zone.bump()
+        completed = dns.message.from_wire(write(query, secure.complete(query, reply, self.served), None))
+        self.assertEqual("secure", self.validator.check(completed))
+        self.assertEqual(8, completed.authority[0][0].serial)
 
     def test_limited(self) -> None:
         """A reply that the limiter holds back is not signed."""

@@ -318,7 +318,7 @@ class _Nsec3:
         closest = self._closest(name)
         if closest is None:
             return False
-        if qtype == DS and self.covers(closest[1], opt_out=True):
+        if self.covers(closest[1], opt_out=True):  # an unsigned delegation, or only such are below
             return True
         found = self.match(_wildcard(closest[0]))
         return found is not None and not _types(found) & {qtype, CNAME}
