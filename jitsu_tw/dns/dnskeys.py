@@ -383,7 +383,6 @@ def _replace(path: Path, mode: int, text: str, put: Callable[[Path, Path], None]
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            os.fchmod(file, mode)
             with os.fdopen(file, "w", encoding="ascii", closefd=False) as stream:
                 stream.write(text)
             os.fsync(file)

@@ -15,8 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns import dnskeys
-from jitsu_tw.dns.dnskeys import KeyFileError
-from jitsu_tw.dns.keytimes import RolloverError
+from jitsu_tw.dns.dnskeys import Key, KeyFileError
+from jitsu_tw.dns.keytimes import RolloverError, Times
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.signing import Signed
 from jitsu_tw.dns.wire import CDNSKEY, CDS, DNSKEY, RRset, from_text, to_text
@@ -386,11 +386,22 @@ class RolloverTests(SigningTestCase):
         service = self.begin()
         for zone in ("b.test", "", "x" * 1000):
             self.refused(service.rollover(zone), "Jitsu does not sign")
-        (path,) = self.keys.glob("*.private")
-        path.unlink()
-        for work in (service.rollover("a.test"), service.ds_seen("a.test", 1), service.leave("a.test")):
-            self.refused(work, "is missing")
-        self.assertEqual(1, self.apex(DNSKEY))
+        for path, words in zip([*self.keys.glob("*.private"), *self.keys.glob("*.key")],
+                               ("is missing", "it is gone: restore it"), strict=True):  # fmt: skip
+            path.unlink()
+            for work in (service.rollover("a.test"), service.ds_seen("a.test", 1), service.leave("a.test")):
+                self.refused(work, words)
+        self.assertEqual((1, []), (self.apex(DNSKEY), self.files()))
+
+    def test_tags(self) -> None:
+        """The new key never has the tag of the old one."""
+        service = self.begin()
+        (old,) = self.signed.keys
+        other = Key.made(APEX, 13, Times.beginning(int(NOW), TTL))
+        made = iter([old, other])
+        self.patch(Key, "made", lambda *_: next(made))
+        self.done(service.rollover("a.test"))
+        self.assertEqual({old.tag, other.tag}, {key.tag for key in self.signed.keys})
 
 
 class LostTests(SigningTestCase):
