@@ -350,9 +350,12 @@ def make(directory: Path, zone: bytes, algorithm: int, times: Times, taken: Iter
         taken: tags of other keys of the zone, which the new key's is unlike.
 
     Raises:
-        KeyFileError: it cannot be written.
+        KeyFileError: it cannot be written, or the zone has `MOST_KEYS` already.
     """
     others = set(taken)
+    if len(others) >= MOST_KEYS:
+        message = f"{MOST_KEYS} keys of {to_text(zone)}: move those elsewhere that were removed from the zone"
+        raise KeyFileError(message, directory)
     while (key := Key.made(zone.lower(), algorithm, times)).tag in others:
         pass
     write(directory, key, new=True)

@@ -186,7 +186,7 @@ class StartTests(SigningTestCase):
             self.begin()
         path.chmod(0o600)
         self.wall = NOW - 1
-        with self.assertRaisesRegex(KeyFileError, "a.test: no key signs: restore the key files"):
+        with self.assertRaisesRegex(KeyFileError, "a.test: no key signs now: restore the key files"):
             self.begin()
 
     def test_together(self) -> None:
@@ -292,6 +292,51 @@ class TimeTests(SigningTestCase):
         self.assertIn("is signed with this key, and it is gone", str(service.statuses()[0].problems))
         self.wait()
         self.assertEqual(1, len(self.signed.signatures(self.www())))
+
+    def test_no_key_left(self) -> None:
+        """A time at which no key would sign any more is a problem: the zone stays signed."""
+        service = self.begin()
+        (key,) = self.signed.keys
+        for at in (int(NOW) + 60, None):
+            times = attrs.evolve(key.times, inactive=at, delete=at)
+            dnskeys.put(self.keys, [key], {key.tag: times})
+            self.wait(30)
+            self.assertEqual((), service.statuses()[0].problems)
+            self.wait(60)
+            self.assertEqual(at is not None, "no key signs now" in str(service.statuses()[0].problems))
+            self.assertEqual((1, 1), (self.apex(DNSKEY), len(self.signed.signatures(self.www()))))
+
+    def test_set_back(self) -> None:
+        """When the clock was set back, all RRsets are signed anew: their signatures would begin in the future."""
+        self.begin()
+        self.wait(TTL)
+        made = self.signed.signatures(self.www())
+        self.renewed.clear()
+        self.wait(-60)
+        self.assertEqual(([], made), (self.renewed, self.signed.signatures(self.www())))
+        self.wall += 10 * DAY
+        self.clock.advance(LOOK_EVERY)
+        self.signed.signatures(self.www())
+        self.renewed.clear()
+        self.wait(-9 * DAY)
+        self.assertEqual([[APEX]], self.renewed)
+        again = self.signed.signatures(self.www())
+        self.assertLess(int.from_bytes(again[0].rdata[12:16]), self.wall)
+
+    def test_changed_meanwhile(self) -> None:
+        """Keys that change between a reload's reading and the moment in which its zones are served are followed."""
+        service = self.begin()
+        new = Zone.made_up(APEX, TTL)
+        service.secure([new])
+        (key,) = self.signed.keys
+        dnskeys.put(self.keys, [key], {key.tag: attrs.evolve(key.times, sync_publish=int(NOW))})
+        self.wait()
+        self.zones.put(new)
+        service.replaced([new])
+        self.zone = new
+        self.assertEqual(0, self.apex(CDS))
+        self.wait()
+        self.assertEqual(1, self.apex(CDS))
 
     def test_stop(self) -> None:
         """After its end, nothing is looked at any more."""
