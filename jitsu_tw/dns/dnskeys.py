@@ -350,9 +350,12 @@ def make(directory: Path, zone: bytes, algorithm: int, times: Times, taken: Iter
         taken: tags of other keys of the zone, which the new key's is unlike.
 
     Raises:
-        KeyFileError: it cannot be written.
+        KeyFileError: it cannot be written, or the zone has `MOST_KEYS` already.
     """
     others = set(taken)
+    if len(others) >= MOST_KEYS:
+        message = f"{MOST_KEYS} keys of {to_text(zone)}: move those elsewhere that were removed from the zone"
+        raise KeyFileError(message, directory)
     while (key := Key.made(zone.lower(), algorithm, times)).tag in others:
         pass
     write(directory, key, new=True)
@@ -383,7 +386,6 @@ def _replace(path: Path, mode: int, text: str, put: Callable[[Path, Path], None]
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            os.fchmod(file, mode)
             with os.fdopen(file, "w", encoding="ascii", closefd=False) as stream:
                 stream.write(text)
             os.fsync(file)

@@ -140,7 +140,8 @@ def _step(keys: Mapping[int, Times], signing: tuple[int, ...], announced: int | 
         words = "when the parent has no DS record any more, and its TTL has passed, take the zone out of dnssec"
         return Step(None, words)
     if not signing:
-        return Step(None, "no key signs: restore the key files, or correct their times with dnssec-settime")
+        words = "no key signs now: restore the key files, or correct their times (dnssec-settime), or the clock"
+        return Step(None, words)
     newest, old = signing[-1], signing[:-1]
     if announced != newest:
         at = keys[newest].sync_publish

@@ -21,7 +21,7 @@ from jitsu_tw.dns import dnskeys, keytimes
 from jitsu_tw.dns.chain import NsecChain
 from jitsu_tw.dns.dnskeys import KeyFileError
 from jitsu_tw.dns.keytimes import Times
-from jitsu_tw.dns.signing import Signed
+from jitsu_tw.dns.signing import EARLIER, Signed
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError, StoreError
 from jitsu_tw.idnssec import KeyStatus, ZoneStatus
@@ -77,7 +77,7 @@ class ZoneSigning(SignedZones):
         self._seen: object = None
         self._problems: dict[bytes, str] = {}
         self._lock = DeferredLock()
-        self._renew_at = -inf
+        self._renew_at = self._looked = -inf
         self._looking = LoopingCall(self._look)
         self._looking.clock = clocks.reactor
 
@@ -111,6 +111,7 @@ class ZoneSigning(SignedZones):
     def replaced(self, zones: Iterable[Zone]) -> None:
         """Handle that *zones* were read anew, in the moment in which they begin to be served."""
         self._bump(zones)
+        self._seen = object()  # keys may have changed after these zones were signed with them
         super().replaced(zones)
 
     @staticmethod
@@ -174,11 +175,15 @@ class ZoneSigning(SignedZones):
 
     @deferred
     async def _look_at_all(self) -> None:
-        now = self._wall()
-        due = {one.zone: one for one in self._signed() if one.plan.until is not None and one.plan.until <= now}
-        for signed in due.values():
-            self._use(signed, signed.keys)
-        if now >= self._renew_at:
+        now, before, self._looked = self._wall(), self._looked, self._wall()
+        was_set_back = now < before - EARLIER  # so that signatures begin to be valid in the future
+        for signed in self._signed():
+            if was_set_back or (signed.plan.until is not None and signed.plan.until <= now):
+                if idle := self._idle(signed.zone.key, signed.keys):
+                    self._note({**self._problems, signed.zone.key: str(idle)})
+                else:
+                    self._use(signed, signed.keys)
+        if was_set_back or now >= self._renew_at:
             self._renew_at = now + self._dnssec.validity / RENEWALS
             self._tell([one.zone for one in self._signed() if one.renew(now)])
         await self._look_at_files()
@@ -189,22 +194,23 @@ class ZoneSigning(SignedZones):
         seen = await deferToThread(dnskeys.seen, self._dnssec.keys)
         if seen == self._seen:
             return
-        signed = {one.zone.key: one for one in self._signed()}
-        try:
-            found = await deferToThread(dnskeys.read, self._dnssec.keys, list(signed))
-        except KeyFileError as error:
-            self._note(dict.fromkeys(signed, str(error)))
-            return
+        zones = [one.zone.key for one in self._signed()]
         self._seen = seen
+        try:
+            found = await deferToThread(dnskeys.read, self._dnssec.keys, zones)
+        except KeyFileError as error:
+            self._note(dict.fromkeys(zones, str(error)))
+            return
         problems = {}
-        for key, one in signed.items():
-            keys = found[key]
+        for signed in self._signed():
+            key = signed.zone.key
+            keys = found.get(key, signed.keys)
             if isinstance(keys, KeyFileError):
                 problems[key] = str(keys)
             elif problem := _gone(self._dnssec.keys, key, self._kept, keys) or self._idle(key, keys):
                 problems[key] = str(problem)
-            elif keys != one.keys and one.zone.security is one:
-                self._use(one, keys)
+            elif keys != signed.keys:
+                self._use(signed, keys)
         self._note(problems)
 
     def _note(self, problems: Mapping[bytes, str]) -> None:
@@ -378,14 +384,17 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
         if gone is None and lost:
             raise ConfigError(f"no key of {zone} is lost: all that the state has are in {directory}")
         now = time.time()
-        if keytimes.plan({key.tag: key.times for key in keys}, now).signing:
+        plan = keytimes.plan({key.tag: key.times for key in keys}, now)
+        used = [name(key) for key in keys if key.tag in plan.published]
+        if plan.signing:
             lines = [f"{zone} has a key that signs, so no other one was made"]
         else:
             times = Times.beginning(int(now), longest_ttl(found))
             taken = [key.tag for key in keys]
             key = dnskeys.make(directory, found.key, settings.dnssec.algorithm, times, taken)
-            keys, lines = (*keys, key), [f"made the key {key.stem}; its DS record for the parent:", ds_text(key)]
-    after = " ".join(map(name, keys))
+            used.append(name(key))
+            lines = [f"made the key {key.stem}; its DS record for the parent:", ds_text(key)]
+    after = " ".join(used)
     message = f"Keys of {to_text(found.key)}: {after}, before {before or 'none'}"
     store.history.commit({f"{DNSSEC}/{label}": after}, message)
     store.close()

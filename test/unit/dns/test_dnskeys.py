@@ -133,6 +133,12 @@ class FilesTests(KeyTestCase):
             public = get_algorithm_cls_from_dnskey(record).public_cls.from_dnskey(record)
             public.verify(key.sign(b"octets"), b"octets")
 
+    def test_most(self) -> None:
+        """No key is made that would be one too many to be read."""
+        with self.assertRaisesRegex(KeyFileError, "32 keys of example.org: move those elsewhere that were removed"):
+            make(self.path, ZONE, ED25519, TIMES, range(MOST_KEYS))
+        self.assertEqual([], list(self.path.iterdir()))
+
     def test_tags(self) -> None:
         """A new key never has the tag of another one of the zone."""
         first = Key.made(ZONE, ED25519, TIMES)

@@ -15,8 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns import dnskeys
-from jitsu_tw.dns.dnskeys import KeyFileError
-from jitsu_tw.dns.keytimes import RolloverError
+from jitsu_tw.dns.dnskeys import Key, KeyFileError
+from jitsu_tw.dns.keytimes import RolloverError, Times
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.signing import Signed
 from jitsu_tw.dns.wire import CDNSKEY, CDS, DNSKEY, RRset, from_text, to_text
@@ -186,7 +186,7 @@ class StartTests(SigningTestCase):
             self.begin()
         path.chmod(0o600)
         self.wall = NOW - 1
-        with self.assertRaisesRegex(KeyFileError, "a.test: no key signs: restore the key files"):
+        with self.assertRaisesRegex(KeyFileError, "a.test: no key signs now: restore the key files"):
             self.begin()
 
     def test_together(self) -> None:
@@ -293,6 +293,51 @@ class TimeTests(SigningTestCase):
         self.wait()
         self.assertEqual(1, len(self.signed.signatures(self.www())))
 
+    def test_no_key_left(self) -> None:
+        """A time at which no key would sign any more is a problem: the zone stays signed."""
+        service = self.begin()
+        (key,) = self.signed.keys
+        for at in (int(NOW) + 60, None):
+            times = attrs.evolve(key.times, inactive=at, delete=at)
+            dnskeys.put(self.keys, [key], {key.tag: times})
+            self.wait(30)
+            self.assertEqual((), service.statuses()[0].problems)
+            self.wait(60)
+            self.assertEqual(at is not None, "no key signs now" in str(service.statuses()[0].problems))
+            self.assertEqual((1, 1), (self.apex(DNSKEY), len(self.signed.signatures(self.www()))))
+
+    def test_set_back(self) -> None:
+        """When the clock was set back, all RRsets are signed anew: their signatures would begin in the future."""
+        self.begin()
+        self.wait(TTL)
+        made = self.signed.signatures(self.www())
+        self.renewed.clear()
+        self.wait(-60)
+        self.assertEqual(([], made), (self.renewed, self.signed.signatures(self.www())))
+        self.wall += 10 * DAY
+        self.clock.advance(LOOK_EVERY)
+        self.signed.signatures(self.www())
+        self.renewed.clear()
+        self.wait(-9 * DAY)
+        self.assertEqual([[APEX]], self.renewed)
+        again = self.signed.signatures(self.www())
+        self.assertLess(int.from_bytes(again[0].rdata[12:16]), self.wall)
+
+    def test_changed_meanwhile(self) -> None:
+        """Keys that change between a reload's reading and the moment in which its zones are served are followed."""
+        service = self.begin()
+        new = Zone.made_up(APEX, TTL)
+        service.secure([new])
+        (key,) = self.signed.keys
+        dnskeys.put(self.keys, [key], {key.tag: attrs.evolve(key.times, sync_publish=int(NOW))})
+        self.wait()
+        self.zones.put(new)
+        service.replaced([new])
+        self.zone = new
+        self.assertEqual(0, self.apex(CDS))
+        self.wait()
+        self.assertEqual(1, self.apex(CDS))
+
     def test_stop(self) -> None:
         """After its end, nothing is looked at any more."""
         service = self.begin()
@@ -386,11 +431,22 @@ class RolloverTests(SigningTestCase):
         service = self.begin()
         for zone in ("b.test", "", "x" * 1000):
             self.refused(service.rollover(zone), "Jitsu does not sign")
-        (path,) = self.keys.glob("*.private")
-        path.unlink()
-        for work in (service.rollover("a.test"), service.ds_seen("a.test", 1), service.leave("a.test")):
-            self.refused(work, "is missing")
-        self.assertEqual(1, self.apex(DNSKEY))
+        for path, words in zip([*self.keys.glob("*.private"), *self.keys.glob("*.key")],
+                               ("is missing", "it is gone: restore it"), strict=True):  # fmt: skip
+            path.unlink()
+            for work in (service.rollover("a.test"), service.ds_seen("a.test", 1), service.leave("a.test")):
+                self.refused(work, words)
+        self.assertEqual((1, []), (self.apex(DNSKEY), self.files()))
+
+    def test_tags(self) -> None:
+        """The new key never has the tag of the old one."""
+        service = self.begin()
+        (old,) = self.signed.keys
+        other = Key.made(APEX, 13, Times.beginning(int(NOW), TTL))
+        made = iter([old, other])
+        self.patch(Key, "made", lambda *_: next(made))
+        self.done(service.rollover("a.test"))
+        self.assertEqual({old.tag, other.tag}, {key.tag for key in self.signed.keys})
 
 
 class LostTests(SigningTestCase):
