@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from test.support.validators import Daemon
 
 #: The questions about each zone, and those of them that are asked over TCP, too.
-QUESTIONS: Final = 1200
-OVER_TCP: Final = 200
+QUESTIONS: Final = 1000
+OVER_TCP: Final = 100
 
 #: Octets that each server puts at most into an answer by UDP.
 PAYLOAD: Final = 1232
