@@ -137,7 +137,7 @@ def duration(low: float = 0, high: float = MOST_SECONDS, example: str = "5m") ->
             message = f"{text!r} is no duration; write seconds, like 60 or 0.5, or units, like 90s, 5m, 1h30m or 2d"
             raise ValueError(message)
         if not low <= value <= high:
-            message = f"{text!r} is too short or too long; write a duration from {low:g} to {high:g} seconds"
+            message = f"{text!r} is too short or too long; write a duration from {low:.10g} to {high:.10g} seconds"
             raise ValueError(message)
         return value
 
@@ -202,6 +202,12 @@ def choice(names: Iterable[str]) -> Parser[str]:
         return text
 
     return Parser(f"one of {', '.join(known)}", known[0], parse)
+
+
+def number_of(texts: Iterable[str]) -> Parser[int]:
+    """Return a parser of one of some numbers."""
+    parse = choice(texts)
+    return Parser(parse.kind, parse.example, lambda text: int(parse(text)))
 
 
 def one_of(kind: type[enum.Enum], among: Iterable[enum.Enum] = ()) -> Parser[Any]:

@@ -312,6 +312,25 @@ class Cluster:
     )
 
 
+@attrs.frozen
+class Dnssec:
+    """How Jitsu signs zones: the group `dnssec` of a configuration."""
+
+    keys: Path = setting(
+        NOTHING, "the directory of the zones' keys", parsers.text, example="/var/lib/jitsu/keys", path=True
+    )
+    algorithm: int = setting(
+        13, "the algorithm of new keys: 13 (ECDSA P-256) or 15 (Ed25519)", parsers.number_of(("13", "15"))
+    )
+    zones: tuple[bytes, ...] = setting(
+        (), "the zones that Jitsu signs", parsers.dns_name, example="example.org",
+        shown="all that do not come signed",
+    )
+    validity: float = setting(
+        14.0 * DAY, "for how long a signature is valid", parsers.duration(DAY, 90 * DAY, "30d"), shown="14d"
+    )
+
+
 @attrs.frozen(kw_only=True)
 class Host:
     """One of several hypervisors: an item of the list `hosts` of a configuration."""
@@ -518,12 +537,14 @@ class Settings(Inherited):
     Attributes:
         templates: of VMs that are made on demand.
         cluster: where those who serve the same zones agree; None for this node alone.
+        dnssec: how zones are signed; None: none is.
         hosts: the hypervisors that VMs with `host` may run on.
     """
 
     vms: tuple[VM, ...] = ()
     templates: tuple[Template, ...] = ()
     cluster: Cluster | None = None
+    dnssec: Dnssec | None = None
     hosts: tuple[Host, ...] = ()
     zones: tuple[Path, ...] = setting(
         (), "RFC 1035 master files", parsers.text, example="example.org.zone", path=True, shown="made up", live=True

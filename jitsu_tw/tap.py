@@ -49,6 +49,7 @@ from jitsu_tw.settings import HOSTS
 from jitsu_tw.store import store_at
 from jitsu_tw.sync.reconfigure import LiveConfig
 from jitsu_tw.sync.reload import Reloads
+from jitsu_tw.sync.signed_zones import SignedZones
 from jitsu_tw.sync.trigger import SyncTrigger
 from jitsu_tw.sync.zone_reload import reading_zone
 from jitsu_tw.text import counted, printable
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from jitsu_tw.backends.pool import Pool
     from jitsu_tw.control.webhooks import Webhooks
     from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.dns.zone import Zone
     from jitsu_tw.settings import Settings
     from jitsu_tw.store.git import GitStore
     from jitsu_tw.sync.change_requests import ChangeRequests
@@ -160,8 +162,8 @@ class JitsuService(Service):
         first = (settings.backend, settings.connect or BACKENDS[settings.backend].connect)
         is_awaited = settings.persistdb is not None and not (settings.vms or settings.hosts)
         backends = backends_for(settings.vms, settings.hosts, (first,) * is_awaited)
-        self._trigger = SyncTrigger(reactor)
-        self._store = store_at(settings.persistdb, settings.keep_history, self._trigger.changed)
+        trigger = SyncTrigger(reactor)
+        self._store = store_at(settings.persistdb, settings.keep_history, trigger.changed)
         clocks = Clocks(reactor)
         make_cluster = partial(
             Membership,
@@ -185,7 +187,8 @@ class JitsuService(Service):
             self._requests = ChangeRequests(store, self.fleet, zones, self._running, reactor)
             self._serials = Serials(zones, self._store, reactor)
             if settings.remote is not None:
-                self._sync = self._share(settings.remote, store, self._requests)
+                self._sync = self._share(settings.remote, store, self._requests, trigger)
+        self._signing = self._signer(clocks)
         self._webhooks: Webhooks | None = None
         if settings.webhooks or settings.otlp is not None:
             from jitsu_tw.control.webhooks import Webhooks  # noqa: PLC0415
@@ -206,12 +209,7 @@ class JitsuService(Service):
             resolvers.append(Forwarder(settings.forwarder, settings.forward_for))
         keys = Keyring(settings.tsig_keys)
         self._notifier = Notifier(settings.notify, keys, settings.bind, reactor)
-        self._query_log = None
-        if settings.query_log is not None:
-            self._query_log = QueryLog(
-                settings.query_log, settings.query_log_sample, warm.counters, reactor, clocks.wall,
-                as_json=settings.log_json,
-            )
+        self._query_log = _query_log(settings, warm, clocks)
         self._server = Server(
             Chain(resolvers),
             warm,
@@ -227,18 +225,27 @@ class JitsuService(Service):
         )
         self._site = Endpoint(
             self.fleet, self.reload, settings.control_token, reactor, problems=self._problems, served=self._served,
-            counters=warm.counters, reload_zone=self.reload_zone, templates=self._templates,
+            counters=warm.counters, reload_zone=self.reload_zone, dnssec=self._signing,
+            templates=self._templates,
         )  # fmt: skip
         self._listeners = Listeners(settings, self._server, self._site, GuestSite(self.fleet, reactor), reactor)
 
-    def _share(self, url: str, store: GitStore, requests: ChangeRequests) -> ConfigSync:
+    def _share(self, url: str, store: GitStore, requests: ChangeRequests, trigger: SyncTrigger) -> ConfigSync:
         from jitsu_tw.store.remote import Remote  # noqa: PLC0415
         from jitsu_tw.sync.config_sync import ConfigSync  # noqa: PLC0415
 
         node = self._settings.cluster.node if self._settings.cluster is not None else platform.node()
         remote = Remote(url, store.path, self._reactor)
-        self.fleet.peers.follow(self._trigger)
-        return ConfigSync(store, requests, self._running, self.fleet, remote, node, self._trigger)
+        self.fleet.peers.follow(trigger)
+        return ConfigSync(store, requests, self._running, self.fleet, remote, node, trigger)
+
+    def _signer(self, clocks: Clocks) -> SignedZones:
+        """Return what signs the zones, or what watches those that come signed, if Jitsu is to sign none."""
+        if self._settings.dnssec is None:
+            return SignedZones(self._zones, clocks.wall)
+        from jitsu_tw.sync.zone_signing import ZoneSigning  # noqa: PLC0415 -- cryptography, which the rest does without
+
+        return ZoneSigning(self._settings.dnssec, self._zones, self._store, clocks, self._renewed)
 
     def setServiceParent(self, parent: Any) -> None:  # noqa: N802
         """Become *parent*'s service; the log is the application's."""
@@ -261,6 +268,7 @@ class JitsuService(Service):
             problems += self._requests.problems()
         if self._sync is not None and self._sync.trouble:
             problems.append(f"the configuration is not shared: {self._sync.trouble}")
+        problems += (f"{one.zone}: {problem}" for one in self._signing.statuses() for problem in one.problems)
         return problems
 
     def _served(self) -> dict[str, Any]:
@@ -277,6 +285,7 @@ class JitsuService(Service):
                 self._requests.restore(remembered)
             if self._serials is not None:
                 self._serials.restore(remembered)
+            self._signing.restore(remembered)
         except JitsuError as error:
             give_up(error)
         for zone in self._zones:
@@ -295,6 +304,7 @@ class JitsuService(Service):
             self._templates.start()
         if self._serials is not None:
             self._serials.start()
+        self._signing.start()
         if self._sync is not None:
             self._sync.start()
         self._notifier.tell(self._zones)
@@ -335,7 +345,13 @@ class JitsuService(Service):
     @deferred
     async def _reload(self) -> Outcome:
         with garbage.left_alone():
-            return await self._reloads.apply(*await deferToThread(self._load))
+            return await self._reloads.apply(*await deferToThread(self._read))
+
+    def _read(self) -> tuple[Settings, Zones]:
+        """Read the configuration and the zones, and sign them; in a thread."""
+        settings, zones = self._load()
+        self._signing.secure(zones)
+        return settings, zones
 
     def _replaced(self, settings: Settings, outcome: Outcome) -> None:
         """Drop all warm answers, notify the secondary servers, and go on with *settings*, if its top has changed."""
@@ -346,6 +362,7 @@ class JitsuService(Service):
             self._server.warm.configure(settings.summon_from)
             self._notifier.configure(settings.notify, keys)
             self._site.configure(settings.control_token)
+        self._signing.replaced(self._zones)
         self._notifier.tell(self._zones)
 
     async def reload_zone(self, name: str) -> None:
@@ -358,10 +375,19 @@ class JitsuService(Service):
         await self._running.lock.run(coiterate, self._reload_zone(name))
         self.log.info("reloaded the zone {name}", name=name)
 
-    def _reload_zone(self, name: str) -> Iterator[None]:
-        zone = yield from reading_zone(self._zones, lambda: self._running.vms, name)
+    def _reload_zone(self, name: str) -> Iterator[Deferred[None] | None]:
+        zone = yield from reading_zone(self._zones, lambda: self._running.vms, name, self._secure)
+        self._signing.replaced([zone])
+        self._renewed([zone])
+
+    def _secure(self, zone: Zone) -> Deferred[None]:
+        """Sign *zone*, which is not served yet, in a thread."""
+        return deferToThread(self._signing.secure, [zone])
+
+    def _renewed(self, zones: Iterable[Zone]) -> None:
+        """Drop all warm answers, as those from *zones* are stale, and notify the secondary servers of these."""
         self._server.warm.clear()
-        self._notifier.tell([zone])
+        self._notifier.tell(zones)
 
     def _changed(self, names: Iterable[str]) -> None:
         """Drop the warm answers of the VMs *names*, which are stale, and notify the secondary servers."""
@@ -392,10 +418,21 @@ class JitsuService(Service):
             self._templates.stop()
         if self._serials is not None:
             await self._serials.stop()
+        await self._signing.stop()
         await self.fleet.stop()
         await closed
         if self._query_log is not None:
             await self._query_log.stop()
+
+
+def _query_log(settings: Settings, warm: WarmAnswers, clocks: Clocks) -> QueryLog | None:
+    """Return the query log; None if there is to be none."""
+    if settings.query_log is None:
+        return None
+    return QueryLog(
+        settings.query_log, settings.query_log_sample, warm.counters, clocks.reactor, clocks.wall,
+        as_json=settings.log_json,
+    )  # fmt: skip
 
 
 def _limiter(settings: Settings) -> Limiter | None:

@@ -67,16 +67,16 @@ class Load:
         return self.server / self.rate * 1e6 if self.rate else 0.0
 
 
-def measure(server: Server, questions: Path, seconds: float) -> Load:
-    """Ask as fast as the server answers, for so long."""
-    return _measured(server, questions, "-l", f"{seconds:g}")
+def measure(server: Server, questions: Path, seconds: float, *options: str) -> Load:
+    """Ask as fast as the server answers, for *seconds*, with more *options* of dnsperf."""
+    return _measured(server, questions, "-l", f"{seconds:g}", *options)
 
 
-def warm_up(server: Server, questions: Path) -> float:
+def warm_up(server: Server, questions: Path, *options: str) -> float:
     """Ask each question until all are answered; return the seconds of the first time. A SystemExit says what is not."""
     seconds = 0.0
     for _ in range(WARM_UPS):
-        load = _measured(server, questions, "-n", "1")
+        load = _measured(server, questions, "-n", "1", *options)
         seconds = seconds or load.seconds
         if not load.bad():
             return seconds

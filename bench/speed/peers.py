@@ -194,7 +194,7 @@ def jitsu(place: Place) -> Commands:
     return serve_jitsu(place, persist=True)
 
 
-def serve_jitsu(place: Place, *, persist: bool, turns: Path | None = None) -> Commands:
+def serve_jitsu(place: Place, *, persist: bool, turns: Path | None = None, more: str = "") -> Commands:
     """
     Return the command of a Jitsu whose VMs boot at once and stay up.
 
@@ -202,6 +202,7 @@ def serve_jitsu(place: Place, *, persist: bool, turns: Path | None = None) -> Co
         place: what it is made from.
         persist: keep the state in a repository.
         turns: where a report on the reactor's turns is written in the end (`bench.speed.turns`); None: nowhere.
+        more: lines of the configuration.
     """
     place.write("jitsu.zone", HEAD)
     vms = (f"  - name: {name.partition('.')[0]}\n    dns: {name}\n    ip: {address}\n"
@@ -216,7 +217,7 @@ backend: memory
 {state}delay: 0
 idle: 86400
 starts_per_minute: 1000000
-vms:
+{more}vms:
 {"".join(vms)}""")
     program = [] if turns is None else [sys.executable, "-m", "bench.speed.turns", str(turns)]
     return [[*_twistd(place, program), "jitsu", f"--config={path}"]]

@@ -20,6 +20,7 @@ from jitsu_tw.backends.definition import PLACEHOLDERS
 from jitsu_tw.config.schema import (
     BACKEND_KEYS,
     CLUSTER_KEYS,
+    DNSSEC_KEYS,
     HOST_KEYS,
     INHERITED,
     KEYS,
@@ -54,6 +55,7 @@ def declared() -> dict[str, tuple[Key, str]]:
         **{f"vms.{name}" if name in KEYS else name: (key, "vms") for name, key in own.items()},
         **{f"templates.{name}": (key, "templates") for name, key in TEMPLATE_KEYS.items() if name in OWN_TEMPLATE_KEYS},
         **{f"cluster.{name}": (key, "cluster") for name, key in CLUSTER_KEYS.items()},
+        **{f"dnssec.{name}": (key, "dnssec") for name, key in DNSSEC_KEYS.items()},
         **{f"hosts.{name}": (key, "hosts") for name, key in HOST_KEYS.items()},
     }
 
@@ -103,6 +105,7 @@ def entry(name: str, key: Key, group: str, prose: str) -> str:
         "vms": (f"a VM of the backend {backends}" if backends and name != "mac" else "a VM") + not_of_template(name),
         "templates": "an item of `templates`",
         "cluster": "the group `cluster`",
+        "dnssec": "the group `dnssec`",
         "hosts": "an item of `hosts`",
     }[group] + branch_of(key)
     line = " · ".join(f"**{fact}:** {value}" for fact, value in facts.items())

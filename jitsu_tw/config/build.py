@@ -19,6 +19,7 @@ import attrs
 from jitsu_tw.backends import BACKENDS
 from jitsu_tw.config.schema import (
     CLUSTER_KEYS,
+    DNSSEC_KEYS,
     HOST_KEYS,
     KEYS,
 )
@@ -52,6 +53,7 @@ from jitsu_tw.parsers import require
 from jitsu_tw.settings import (
     VM,
     Cluster,
+    Dnssec,
     Host,
     OnHostLoss,
     Settings,
@@ -149,6 +151,8 @@ def _settings(file: File, path: Path | None) -> tuple[Settings, Zones]:
         raise ConfigError(message, path)
     with mistakes:
         found = zones(settings)
+        if settings.dnssec is not None:
+            _check_signed(found, settings.dnssec.zones, file.dnssec)
     mistakes.end()
     return settings, found
 
@@ -164,6 +168,8 @@ def _top(file: File) -> Settings:
         values = values_from(raw, KEYS)
     with mistakes:
         values["cluster"] = _cluster(file.cluster) if file.cluster else None
+    with mistakes:
+        values["dnssec"] = _dnssec(file.dnssec, raw) if file.dnssec else None
     with mistakes:
         values["hosts"] = _hosts(file.hosts)
     mistakes.end()
@@ -290,6 +296,35 @@ def _cluster(raw: RawConfig) -> Cluster:
     except ValueError as error:
         raise first.wrong("cluster", str(error)) from error
     return Cluster(**values)
+
+
+def _dnssec(raw: RawConfig, top: RawConfig) -> Dnssec:
+    """Return the group `dnssec`; *top* has the keys of the top."""
+    first = next(iter(raw.values()))[0]
+    if "keys" not in raw:
+        raise first.wrong("dnssec.keys", "is missing; name a directory for the keys, which Jitsu makes")
+    if "persistdb" not in top:
+        message = "the names of the keys are in the state, so that none is lost unnoticed; name one by persistdb"
+        raise first.wrong("dnssec", message)
+    values = values_from(raw, DNSSEC_KEYS, "dnssec.")
+    try:
+        require("jitsu_tw.dns.dnskeys", "dnssec")
+    except ValueError as error:
+        raise first.wrong("dnssec", str(error)) from error
+    return Dnssec(**values)
+
+
+def _check_signed(zones: Zones, wanted: Sequence[bytes], raw: RawConfig) -> None:
+    """Refuse to sign zones that are not served, or that come signed."""
+    served = {zone.key: zone for zone in zones}
+    for name, one in zip(wanted, raw.get("zones", ()), strict=False):
+        zone = served.get(name.lower())
+        if zone is None:
+            message = f"{to_text(name)} is none of the zones: {', '.join(map(to_text, served))}"
+            raise one.wrong("dnssec.zones", message)
+        if zone.security is not None:
+            message = f"{to_text(name)} comes signed, in {zone.path}; leave it out here, or the signatures out there"
+            raise one.wrong("dnssec.zones", message)
 
 
 def _hosts(listed: Sequence[RawConfig]) -> tuple[Host, ...]:

@@ -15,7 +15,7 @@ from jitsu_tw import parsers
 from jitsu_tw.backends import BACKENDS
 from jitsu_tw.keys import keys_of
 from jitsu_tw.readiness import READINESS
-from jitsu_tw.settings import VM, Cluster, Host, Inherited, Settings, Template
+from jitsu_tw.settings import VM, Cluster, Dnssec, Host, Inherited, Settings, Template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,8 +58,9 @@ OPTIONS: Final[Mapping[str, Key]] = {
     name: key for name, key in KEYS.items() if key.option is not None and name not in FLAGS
 }
 
-#: The keys of the group `cluster`, and of each of the `hosts`.
+#: The keys of the groups `cluster` and `dnssec`, and of each of the `hosts`.
 CLUSTER_KEYS: Final[Mapping[str, Key]] = keys_of(Cluster)
+DNSSEC_KEYS: Final[Mapping[str, Key]] = keys_of(Dnssec)
 HOST_KEYS: Final[Mapping[str, Key]] = _keys_of(Host, (name for name, one in BACKENDS.items() if one.host))
 
 #: The keys that only the VMs of one backend have, by the backend.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import attrs
 import yaml
 
-from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, OWN_TEMPLATE_KEYS, TEMPLATE_KEYS, VM_KEYS
+from jitsu_tw.config.schema import CLUSTER_KEYS, DNSSEC_KEYS, HOST_KEYS, KEYS, OWN_TEMPLATE_KEYS, TEMPLATE_KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError, Mistakes
 from jitsu_tw.parsers import near
 from jitsu_tw.text import abridged
@@ -46,7 +46,7 @@ _REMEDIES: Final = {
 }
 
 #: What is more than lines of the form "key: value".
-GROUPS: Final = ("vms", "templates", "hosts", "cluster")
+GROUPS: Final = ("vms", "templates", "hosts", "cluster", "dnssec")
 
 
 class RawValue(NamedTuple):
@@ -91,7 +91,7 @@ class File:
         vms: each VM; read one by one.
         templates: each template.
         hosts: each host.
-        cluster: the group `cluster`; empty if there is none.
+        cluster, dnssec: the groups of these names; empty if there are none.
         mistakes: what was left out of all these; the last is found when `vms` ends.
     """
 
@@ -100,6 +100,7 @@ class File:
     templates: list[RawConfig] = attrs.field(factory=list)
     hosts: list[RawConfig] = attrs.field(factory=list)
     cluster: RawConfig = attrs.field(factory=dict)
+    dnssec: RawConfig = attrs.field(factory=dict)
     mistakes: Mistakes = attrs.field(factory=Mistakes)
 
 
@@ -158,6 +159,9 @@ def read_file(path: Path) -> File:
     with file.mistakes:
         if (cluster := groups["cluster"]) is not None:
             file.cluster = _group(cluster, source, CLUSTER_KEYS, "cluster")
+    with file.mistakes:
+        if (dnssec := groups["dnssec"]) is not None:
+            file.dnssec = _group(dnssec, source, DNSSEC_KEYS, "dnssec")
     file.hosts = list(_list(groups["hosts"], source, "hosts", HOST_KEYS, file.mistakes))
     file.templates = list(_list(groups["templates"], source, "templates", TEMPLATE_KEYS, file.mistakes))
     file.vms = _list(groups["vms"], source, "vms", VM_KEYS, file.mistakes)

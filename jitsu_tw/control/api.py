@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.internet.defer import maybeDeferred
 
 from jitsu_tw.control.describe import MEMBERS, about, describe, explain, hosts, nodes, standins
+from jitsu_tw.control.dnssec import dnssec_routes
 from jitsu_tw.control.events import Events
 from jitsu_tw.control.files import file_routes
 from jitsu_tw.control.metrics import Metrics
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.control.routes import Route
     from jitsu_tw.dns.counters import Counters
+    from jitsu_tw.idnssec import IDnssec
     from jitsu_tw.ijitsu import ITemplateControl
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.machine import Machine
@@ -65,6 +67,7 @@ class Endpoint(Guarded):
         *,
         counters: Counters,
         reload_zone: Callable[[str], Coroutine[Any, Any, None]],
+        dnssec: IDnssec,
         templates: ITemplateControl | None = None,
     ) -> None:
         """
@@ -80,6 +83,7 @@ class Endpoint(Guarded):
             served: returns the zones and the addresses, as ``/v1/about`` has them.
             counters: of the DNS server's responses.
             reload_zone: reads one zone anew.
+            dnssec: sees and steers the zones that are signed.
             templates: sees and steers the templates; None where there is no state, and so no template.
         """
         if reactor is None:
@@ -90,7 +94,7 @@ class Endpoint(Guarded):
         self._templates = templates or NoTemplates()
         self.routes: tuple[Route, ...] = (
             *file_routes(),
-            ("GET", "/metrics", Metrics(fleet, counters, self._templates).show),
+            ("GET", "/metrics", Metrics(fleet, counters, self._templates, dnssec).show),
             ("GET", "/healthz", self._health),
             ("GET", "/v1/about", self._about),
             ("GET", "/v1/vms", self._vms),
@@ -102,6 +106,7 @@ class Endpoint(Guarded):
             ("POST", "/v1/vms/{vm}/move", self._move),
             ("POST", "/v1/vms/{vm}/forget", self._forget),
             ("GET", "/v1/templates", self._list_templates),
+            *dnssec_routes(dnssec),
             ("GET", "/v1/nodes", lambda _: nodes(fleet)),
             ("POST", "/v1/nodes/{node}/drain", partial(self._drain, "nodes")),
             ("POST", "/v1/nodes/{node}/undrain", partial(self._drain, "nodes", undo=True)),

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from jitsu_tw import __version__
 from jitsu_tw.control.describe import hosts, nodes, standins
+from jitsu_tw.control.dnssec import DnssecCollector
 from jitsu_tw.control.responses import ResponseCollector
 from jitsu_tw.control.routes import header
 from jitsu_tw.control.templates import statuses
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from twisted.web.server import Request
 
     from jitsu_tw.dns.counters import Counters
+    from jitsu_tw.idnssec import IDnssec
     from jitsu_tw.ijitsu import ITemplateControl
     from jitsu_tw.vm.fleet import Fleet
     from jitsu_tw.vm.journal import Event
@@ -174,14 +176,23 @@ def _family(family: Any, values: dict[str, int] | dict[str, float]) -> Metric:
 class Metrics:
     """``/metrics``."""
 
-    def __init__(self, fleet: Fleet, counters: Counters, templates: ITemplateControl) -> None:
-        """Count what happens in *fleet* from now on; the responses are in *counters*, *templates* in their control."""
+    def __init__(self, fleet: Fleet, counters: Counters, templates: ITemplateControl, dnssec: IDnssec) -> None:
+        """
+        Count what happens in *fleet* from now on.
+
+        Args:
+            fleet: the VMs.
+            counters: have the responses.
+            templates: sees and steers the templates.
+            dnssec: sees and steers the zones that are signed.
+        """
         self._fleet = fleet
         disable_created_metrics()  # gauges of their own for when the process began
         self._registry = CollectorRegistry()
         self._collector = FleetCollector(fleet, templates)
         self._registry.register(self._collector)  # first: it gathers the uses of warm answers
         self._registry.register(ResponseCollector(counters))
+        self._registry.register(DnssecCollector(dnssec))
         ProcessCollector(registry=self._registry)
         self._cold_start = Histogram(
             "jitsu_cold_start_seconds", "From the question to a VM that is ready.", ["how"],

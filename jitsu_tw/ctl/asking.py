@@ -74,11 +74,13 @@ def prints(text: Callable[[Any], None]) -> Callable[[Callable[..., Any]], Callab
     return printing
 
 
-def _completed(context: click.Context, begin: str, path: str, wanted: Callable[[Any], Any]) -> list[str]:
-    """Return the names that complete *begin*, of those that the endpoint lists at *path* and that are *wanted*."""
+def _completed(
+    context: click.Context, begin: str, path: str, wanted: Callable[[Any], Any], field: str = "name"
+) -> list[str]:
+    """Return the names that complete *begin*: each *field* of what the endpoint lists at *path* and is *wanted*."""
     with contextlib.suppress(click.ClickException, *STRANGE):
         control = control_of(context, patience=COMPLETE_IN)
-        names = [one["name"] for one in control.ask("GET", path) if wanted(one)]
+        names = [one[field] for one in control.ask("GET", path) if wanted(one)]
         return [name for name in names if name.startswith(begin) and printable(name) == name]
     return []
 
@@ -94,6 +96,11 @@ def _complete_made(context: click.Context, _: click.Parameter, begin: str) -> li
 def complete_templates(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
     """Return the names of templates that a shell may complete."""
     return _completed(context, begin, "/v1/templates", lambda _: True)
+
+
+def complete_zones(context: click.Context, _: click.Parameter, begin: str) -> list[str]:
+    """Return the names of signed zones that a shell may complete."""
+    return _completed(context, begin, "/v1/dnssec", lambda _: True, "zone")
 
 
 def _complete_both(context: click.Context, parameter: click.Parameter, begin: str) -> list[str]:

@@ -7,6 +7,7 @@ With ``--connect`` also what they say of the world outside is compared with it.
 from __future__ import annotations
 
 import gc
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,8 +54,9 @@ def summary(settings: Settings, zones: Zones) -> dict[str, Any]:
     Return what there is in a configuration that Jitsu could start with, and its doubtful lines.
 
     Raises:
-        JitsuError: a VM, or one that a template would make, can never work as it is configured.
+        JitsuError: a VM, or one that a template would make, can never work as it is configured; or a key of a zone.
     """
+    _check_keys(settings, zones)
     vms = (*settings.vms, *map(example, settings.templates))
     backends = backends_for(vms, settings.hosts)
     advice = [
@@ -68,6 +70,17 @@ def summary(settings: Settings, zones: Zones) -> dict[str, Any]:
         "zones": [to_text(zone.key) for zone in zones],
         "warnings": [*(str(warning) for zone in zones for warning in zone.warnings), *advice],
     }
+
+
+def _check_keys(settings: Settings, zones: Zones) -> None:
+    """Raise the error if a key cannot be used; this user may have no right to read the keys, and then none is read."""
+    if settings.dnssec is None or not os.access(settings.dnssec.keys, os.R_OK | os.X_OK):
+        return
+    from jitsu_tw.dns.dnskeys import KeyFileError, read  # noqa: PLC0415 -- cryptography, for this alone
+
+    for keys in read(settings.dnssec.keys, [zone.key for zone in zones if not zone.presigned]).values():
+        if isinstance(keys, KeyFileError):
+            raise keys
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -34,7 +34,7 @@ STEP_EVERY: Final = 0.1
 @asks
 def status(control: Control, names: tuple[str, ...], *, each: bool, watch: bool, as_json: bool) -> None:
     """
-    Show all VMs, or those of NAMES: state, lease, counts; and who is stood in for, if Synjitsu is used.
+    Show all VMs, or those of NAMES: state, lease, counts; problems of signed zones; and who is stood in for.
 
     A name is that of a VM, or of a template, for its VMs. Without names, a template with more than ten VMs has one row.
     """
@@ -52,6 +52,9 @@ def status(control: Control, names: tuple[str, ...], *, each: bool, watch: bool,
         for line in show.problems(vms):
             show.say(line)
         if not names:
+            for zone in control.ask("GET", "/v1/dnssec"):
+                for problem in zone["problems"]:
+                    show.say(f"{zone['zone']}: {problem}")
             show.standins(control.ask("GET", "/v1/standins"))
 
 

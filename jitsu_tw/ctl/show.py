@@ -280,6 +280,11 @@ def clock(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds).astimezone():%H:%M:%S.%f}"[:-3]
 
 
+def date(seconds: float) -> str:
+    """Return a time, to the minute, as it is here."""
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M}"
+
+
 def event(one: dict[str, Any]) -> str:
     """Return an event as a line."""
     kind = one["kind"]

@@ -14,18 +14,21 @@ import attrs
 from twisted.names.dns import AAAA, ALL_RECORDS, CNAME, HINFO, MX, NS, SRV, A
 
 from jitsu_tw.dns.message import name_end
-from jitsu_tw.dns.wire import DS, HTTPS, MAX_NAME, ROOT, RR, SVCB, ancestors, parent, to_text
+from jitsu_tw.dns.wire import DS, HTTPS, MAX_NAME, NSEC, ROOT, RR, RRSIG, SVCB, ancestors, parent, to_text
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
-    from jitsu_tw.dns.wire import RRset
-    from jitsu_tw.dns.zone import Node, Zone
+    from jitsu_tw.dns.wire import Node, RRset
+    from jitsu_tw.dns.zone import Zone
 
 #: The offset, in the data of these types, of the host's name whose addresses are additional (RFC 1035, 3.3; RFC 2782).
 TARGET_AT: Final = {NS: 0, MX: 2, SRV: 6}
+
+#: The types that each name of a zone that Jitsu signs has itself, an alias as well (RFC 4035, 2.5).
+PROOFS: Final = frozenset({NSEC, RRSIG})
 
 #: How many CNAMEs are followed for one question.
 MAX_CHAIN: Final = 16
@@ -169,6 +172,17 @@ class Zones:
             zone = zones.get(key)
         return zone
 
+    def authority(self, key: bytes, qtype: int) -> Zone | None:
+        """
+        Return the zone that answers a question for *qtype* at the lower-case name *key*.
+
+        For a child's DS, that is the parent if both are served (RFC 4035, 3.1.4.1).
+        """
+        zone = self.find(key)
+        if qtype == DS and zone is not None and zone.key == key != ROOT:
+            return self.find(parent(key)) or zone
+        return zone
+
     def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
         """
         Give *name* to the VM *vm* in the zone that the name is in (`Zone.add_vm`).
@@ -208,7 +222,7 @@ class Zones:
         seen: set[bytes] = set()
         redirected: set[RRset] = set()
         while True:
-            zone = self._authority(key, qtype)
+            zone = self.authority(key, qtype)
             if zone is None:
                 return Found(answer) if answer else Refused()
             cut = zone.cut_over(key, qtype)
@@ -221,7 +235,7 @@ class Zones:
                     answer += rrset.records(asked)
                     return Found(answer, self._additional(rrset, key), node.vm)
                 alias = node.rrsets.get(CNAME)
-                if alias is None:
+                if alias is None or (qtype in PROOFS and zone.security is not None and not zone.presigned):
                     if qtype != ALL_RECORDS or not node.rrsets:
                         return NoData(answer, zone.negative_soa, node.vm)
                     answer.append(RR(asked, HINFO, zone.negative_ttl, MINIMAL_ANY))
@@ -242,13 +256,6 @@ class Zones:
             asked, key = target, target.lower()
             if qtype in {CNAME, ALL_RECORDS} or key in seen or len(seen) > MAX_CHAIN:
                 return Found(answer)
-
-    def _authority(self, key: bytes, qtype: int) -> Zone | None:
-        """Return the zone that answers; for a child's DS, the parent if both are served (RFC 4035, 3.1.4.1)."""
-        zone = self.find(key)
-        if qtype == DS and zone is not None and zone.key == key != ROOT:
-            return self.find(parent(key)) or zone
-        return zone
 
     def _referral(self, answer: list[RR], cut: RRset) -> Referral:
         glue: list[RR] = []

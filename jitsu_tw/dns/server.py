@@ -16,7 +16,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 from twisted.names import dns, error
 
-from jitsu_tw.dns import transfer
+from jitsu_tw.dns import secure, transfer
 from jitsu_tw.dns.cookies import BADCOOKIE, CookieResult
 from jitsu_tw.dns.message import COOKIE, NOERROR, Drop, Query, Reject, parse
 from jitsu_tw.dns.querylog import fields, warm_fields
@@ -250,6 +250,9 @@ class Server:
                     pending.send(truncated(query, pending.options))
                 self._note(pending, reply, decision)
                 return None
+        do = query.edns is not None and query.edns.do
+        if isinstance(query, Query) and (do or query.question.type in secure.TYPES):
+            reply = secure.complete(query, reply, self._zones)
         if pending.options:
             reply = attrs.evolve(reply, options=pending.options)
         packet = write(query, reply, (TCP_SIZE if pending.source.tcp else udp_limit(query)) - pending.reserved)

@@ -21,13 +21,14 @@ from twisted.names.dns import AXFR, IXFR, SOA
 from jitsu_tw.dns.message import FIXED, FORMERR, HEADER
 from jitsu_tw.dns.reply import STREAM_STEP, Reply, write_stream
 from jitsu_tw.dns.tsig import NOTAUTH
-from jitsu_tw.dns.wire import to_text
+from jitsu_tw.dns.wire import RRSIG, to_text
 from jitsu_tw.errors import EDE_NOT_AUTHORITATIVE, EDE_PROHIBITED
 from jitsu_tw.networks import Networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
+    from jitsu_tw.dns.interfaces import ISecurity
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.dns.message import Query
     from jitsu_tw.dns.tsig import Signed
@@ -75,7 +76,8 @@ class Transfer:
         """
         Yield the packets with the zone (RFC 5936, 2.2), and b"" for pauses; see `write_stream`.
 
-        The first steps read the zone as it is sent; that takes eight octets of memory for each of its RRsets.
+        The first steps read the zone as it is sent; that takes eight octets of memory for each of its RRsets. In a
+        signed zone each is followed by its signatures, which are made as they are sent (RFC 4035, 3.1.5).
 
         Args:
             options: EDNS options for each packet.
@@ -86,7 +88,8 @@ class Transfer:
             ValueError: a record is too long for any packet. The packets sent are no zone: the connection must end.
         """
         rrsets = yield from _read(self.zone)
-        packets = write_stream(self.query, _records(rrsets), options, 0 if signed is None else signed.room)
+        records = _records(rrsets, self.zone.security)
+        packets = write_stream(self.query, records, options, 0 if signed is None else signed.room)
         yield from packets if signed is None else signed.sign_stream(packets, now)
 
 
@@ -150,13 +153,12 @@ def _is_current(theirs: int, ours: int) -> bool:
 
 def _read(zone: Zone) -> Generator[bytes, None, list[RRset]]:
     """Return the RRsets that *zone* has at one time; yield b"" for pauses."""
-    nodes = zone._nodes  # noqa: SLF001 - a zone lists its records, and RRsets take a tenth of their memory
     for _ in range(_READINGS):
         soa = zone.soa
         rrsets: list[RRset] = []
         try:
-            for count, node in enumerate(nodes.values(), 1):
-                rrsets += node.rrsets.values()
+            for count, rrset in enumerate(_rrsets(zone), 1):
+                rrsets.append(rrset)
                 if not count % STREAM_STEP:
                     yield b""
                     if zone.soa is not soa:
@@ -165,14 +167,31 @@ def _read(zone: Zone) -> Generator[bytes, None, list[RRset]]:
                 return rrsets
         except RuntimeError:  # a name was added or removed
             continue
-    return [rrset for node in nodes.values() for rrset in node.rrsets.values()]
+    return list(_rrsets(zone))
 
 
-def _records(rrsets: list[RRset]) -> Iterator[RR]:
-    """Yield the records of a zone, the SOA record first and last (RFC 5936, 2.2)."""
+def _rrsets(zone: Zone) -> Iterator[RRset]:
+    """
+    Yield the RRsets of *zone*, and what it proves by.
+
+    Raises:
+        RuntimeError: the zone has changed meanwhile.
+    """
+    for node in zone.nodes.values():
+        yield from node.rrsets.values()
+    if zone.security is not None:
+        yield from zone.security.denial.rrsets()
+
+
+def _records(rrsets: list[RRset], security: ISecurity | None) -> Iterator[RR]:
+    """Yield the records of a zone, the SOA record first and last (RFC 5936, 2.2); *security* signs them."""
     (soa,) = next(rrset for rrset in rrsets if rrset.type == SOA).records()
     yield soa
     for rrset in rrsets:
+        if rrset.type == RRSIG and security is not None:
+            continue  # they come with what they sign
         if rrset.type != SOA:
             yield from rrset.records()
+        if security is not None:
+            yield from security.signatures(rrset)
     yield soa

@@ -202,6 +202,22 @@ class RRset:
         return RRset(self.owner, self.type, min(ttl, self.ttl), rdatas, ttls)
 
 
+@attrs.define(eq=False, weakref_slot=False)
+class Node:
+    """
+    One name that exists.
+
+    Attributes:
+        rrsets: by type; a VM's addresses are among them.
+        vm: the VM whose name this is.
+        below: how many names exist one label below. A name without rrsets, vm and such names does not exist.
+    """
+
+    rrsets: dict[int, RRset] = attrs.Factory(dict)
+    vm: str | None = None
+    below: int = 0
+
+
 class Answer(tuple[list[RR], list[RR], list[RR]]):  # noqa: SLOT001 - Python gives a tuple no slots but none
     """
     The answer of an `IResolver`: answers, authority, additional; with attributes that the triple has no fields for.

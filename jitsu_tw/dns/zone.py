@@ -19,6 +19,7 @@ import dns.rdatatype
 from twisted.names.dns import AAAA, CNAME, DNAME, NS, PTR, SOA, A
 
 from jitsu_tw.dns import masterfile
+from jitsu_tw.dns.presigned import Presigned
 from jitsu_tw.dns.wire import (
     CDNSKEY,
     CDS,
@@ -27,8 +28,10 @@ from jitsu_tw.dns.wire import (
     KEY,
     MAX_NAME,
     NSEC,
+    NSEC3,
     RR,
     RRSIG,
+    Node,
     RRset,
     ancestors,
     from_text,
@@ -60,22 +63,6 @@ MAX_RRSET: Final = 60_000
 _FIXED: Final = 12
 
 
-@attrs.define(eq=False, weakref_slot=False)
-class Node:
-    """
-    One name that exists.
-
-    Attributes:
-        rrsets: by type; a VM's addresses are among them.
-        vm: the VM whose name this is.
-        below: how many names exist one label below. A name without rrsets, vm and such names does not exist.
-    """
-
-    rrsets: dict[int, RRset] = attrs.Factory(dict)
-    vm: str | None = None
-    below: int = 0
-
-
 class Zone:
     """
     One zone.
@@ -85,6 +72,12 @@ class Zone:
         soa: the SOA record.
         path: the file, or None.
         security: what proves the zone's answers; None if the zone is not signed.
+        nodes: the names that exist, in lower case.
+        cuts: the NS of delegations, and DNAMEs: they decide on names below.
+        enclosed: the apexes of served zones inside this one.
+        presigned: whether it comes signed, with its own DNSKEY and RRSIG: then only its file changes it.
+        proofs: the names that own its NSEC3 records if it comes so, which are no names of the zone (RFC 5155, 7.2.8).
+        shadowed: the addresses of the file that those of VMs have replaced.
     """
 
     def __init__(self, soa: RR, path: str | Path | None = None) -> None:
@@ -94,9 +87,12 @@ class Zone:
         self.path = path
         self.security: ISecurity | None = None
         self._report = masterfile.Report()
-        self._nodes: dict[bytes, Node] = {self.key: Node()}
-        self._cuts: dict[bytes, RRset] = {}  # the NS of delegations, and DNAMEs: they decide on names below
-        self._shadowed: dict[bytes, dict[int, RRset]] = {}  # the file's addresses that a VM's replace
+        self.nodes: dict[bytes, Node] = {self.key: Node()}
+        self.cuts: dict[bytes, RRset] = {}
+        self.enclosed: set[bytes] = set()
+        self.presigned = False
+        self.proofs: dict[bytes, Node] = {}
+        self.shadowed: dict[bytes, dict[int, RRset]] = {}
         self._reverse: dict[bytes, str] = {}  # the VMs that PTR records are there for
         self.add(soa.owner, SOA, soa.ttl, soa.rdata)
 
@@ -135,6 +131,8 @@ class Zone:
             report.mistake(ZoneError(message, soa.path, soa.line))
         zone = cls(RR(*soa[:4]), path)
         zone._report = report
+        signing = (entry for entry in entries if entry.type in {DNSKEY, RRSIG})
+        zone.presigned = {entry.type for entry in signing if entry.owner.lower() == zone.key} == {DNSKEY, RRSIG}
         wrong: set[tuple[bytes, int]] = set()
         for entry in entries:
             yield
@@ -151,6 +149,11 @@ class Zone:
                         wrong.add(rrset)
                         report.mistake(error)
         report.check()
+        if zone.presigned:
+            try:
+                zone.secure(Presigned(zone))
+            except ZoneError as error:
+                raise ZoneError(error.message, path) from None
         return zone
 
     @classmethod
@@ -185,12 +188,14 @@ class Zone:
 
     def _doubts(self) -> Iterator[str]:
         """Yield the warnings about the whole zone."""
-        if NS not in self._nodes[self.key].rrsets:
+        if NS not in self.nodes[self.key].rrsets:
             yield f"no NS record for {to_text(self.key)} (RFC 1035, 5.2): add '@ NS ns'"
-        for key, node in self._nodes.items():
+        for key, node in self.nodes.items():
             yield from self._occluded(key, node)
             if NS in node.rrsets:
                 yield from self._lame(node.rrsets[NS])
+        if isinstance(self.security, Presigned):
+            yield from self.security.faults()
 
     @property
     def serial(self) -> int:
@@ -210,7 +215,7 @@ class Zone:
     def records(self) -> Iterator[RR]:
         """Yield every record once, the SOA first: an AXFR (RFC 5936, 2.2) without the SOA at its end."""
         yield self.soa
-        for node in tuple(self._nodes.values()):
+        for node in (*self.nodes.values(), *self.proofs.values()):
             for rrset in tuple(node.rrsets.values()):
                 if rrset.type != SOA:
                     yield from rrset.records()
@@ -231,7 +236,8 @@ class Zone:
             raise ZoneError(message, path, line)
         if type in {NS, DNAME} and key.startswith(b"\1*"):
             raise ZoneError(f"a wildcard cannot have {_types(type)} records (RFC 4592, 4): name each owner", path, line)
-        node = self._nodes.get(key)
+        proves = self.presigned and NSEC3 in {type, int.from_bytes(rdata[:2]) if type == RRSIG else 0}
+        node = (self.proofs if proves else self.nodes).get(key)
         rrsets = node.rrsets if node is not None else {}
         old = rrsets.get(type)
         if old is None:
@@ -243,13 +249,16 @@ class Zone:
             raise ZoneError(f"{to_text(owner)}: {clash}", path, line)
         if old is not None and ttl != old.ttl and type != RRSIG:
             self._report.warn(f"{to_text(owner)} {_types(type)}: several TTLs, the smallest counts", path, line)
-        self._node(key).rrsets[type] = rrset
+        (self.proofs.setdefault(key, Node()) if proves else self._node(key)).rrsets[type] = rrset
         if type == DNAME or (type == NS and key != self.key):
-            self._cuts[key] = rrset
+            self.cuts[key] = rrset
+        self._changed(key)
 
     def add_vm(self, name: bytes, vm: str, addresses: Iterable[IPv4Address | IPv6Address], ttl: int) -> None:
         """
         Give *name* to a VM: *addresses* replace the A and AAAA records there. A second call replaces them again.
+
+        If the zone comes signed, and has the same addresses, they stay as they are signed, with their TTL.
 
         Args:
             name: the owner; a first label ``*`` makes it a wildcard.
@@ -268,10 +277,12 @@ class Zone:
         node = self._node(key)
         old = {type_: node.rrsets.pop(type_) for type_ in (A, AAAA) if type_ in node.rrsets}
         if old and node.vm is None:
-            self._shadowed[key] = old
+            self.shadowed[key] = old
         node.vm = vm
+        filed = self.shadowed.get(key, {}) if self.presigned else {}
         for rrset in rrsets:
-            node.rrsets[rrset.type] = rrset
+            own = filed.get(rrset.type, rrset)
+            node.rrsets[rrset.type] = own if set(own.rdatas) == set(rrset.rdatas) else rrset
         self._changed(key)
 
     def _why_no_vm(self, key: bytes, vm: str, rrsets: Iterable[RRset]) -> str:
@@ -281,7 +292,7 @@ class Zone:
         if (cut := self.cut_over(key, A)) is not None:
             what = "redirected by the DNAME" if cut.type == DNAME else "delegated by the NS records"
             return f" is {what} at {to_text(cut.owner)}: remove those, or give the VM another name"
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         if node is not None:
             for alias in (CNAME, DNAME):
                 if alias in node.rrsets:
@@ -299,33 +310,34 @@ class Zone:
             ZoneError: the name belongs to no VM.
         """
         key = name.lower()
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         if node is None or node.vm is None:
             raise ZoneError(f"{to_text(name)} is not the name of a VM")
         node.vm = None
         for type_ in (A, AAAA):
             node.rrsets.pop(type_, None)
-        node.rrsets.update(self._shadowed.pop(key, {}))
+        node.rrsets.update(self.shadowed.pop(key, {}))
         self._prune(key)
         self._changed(key)
 
     def _prune(self, key: bytes) -> None:
         """Remove the node of *key*, and those above it, that have nothing more."""
-        node = self._nodes[key]
+        node = self.nodes[key]
         while not (node.rrsets or node.vm or node.below):
-            del self._nodes[key]
+            del self.nodes[key]
             key = parent(key)
-            node = self._nodes[key]
+            node = self.nodes[key]
             node.below -= 1
 
     def add_reverse(self, key: bytes, vm: str, target: bytes, ttl: int) -> None:
         """
         Make *target* the PTR record of *key*, a name in the zone, while the VM *vm* exists.
 
-        Nothing is done where the zone has a PTR record or an alias there, or is delegated or redirected.
+        Nothing is done where the zone has a PTR record or an alias there, is delegated or redirected, or comes signed.
         """
-        node = self._nodes.get(key)
-        if self.cut_over(key, PTR) is None and (node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})):
+        node = self.nodes.get(key)
+        is_free = node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})
+        if is_free and not self.presigned and self.cut_over(key, PTR) is None:
             self._node(key).rrsets[PTR] = RRset(key, PTR, ttl, (target,))
             self._reverse[key] = vm
             self._changed(key)
@@ -334,7 +346,7 @@ class Zone:
         """Remove the PTR record of *key*, if it is there because of the VM *vm*."""
         if self._reverse.get(key) == vm:
             del self._reverse[key]
-            del self._nodes[key].rrsets[PTR]
+            del self.nodes[key].rrsets[PTR]
             self._prune(key)
             self._changed(key)
 
@@ -344,7 +356,7 @@ class Zone:
 
     def put_keys(self, rrsets: Iterable[RRset]) -> None:
         """Make *rrsets*, of the types in `KEY_TYPES`, the only records of these types at the apex."""
-        node = self._nodes[self.key]
+        node = self.nodes[self.key]
         for type_ in KEY_TYPES:
             node.rrsets.pop(type_, None)
         node.rrsets.update({rrset.type: rrset for rrset in rrsets})
@@ -356,27 +368,35 @@ class Zone:
             self.security.denial.changed(key)
 
     def bump(self) -> None:
-        """Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2)."""
+        """
+        Raise the serial by one; after 4294967295 comes 0, which is greater (RFC 1982, 3.1 and 3.2).
+
+        The SOA record of a zone that comes signed is signed: it stays as it is.
+        """
         self._set_serial((self.serial + 1) % 2**32)
 
     def _set_serial(self, serial: int) -> None:
+        if self.presigned:
+            return
         rdata = self.soa.rdata[:-20] + serial.to_bytes(4, "big") + self.soa.rdata[-16:]
         self.soa = RR(self.soa.owner, SOA, self.soa.ttl, rdata)
-        rrsets = self._nodes[self.key].rrsets
+        rrsets = self.nodes[self.key].rrsets
         rrsets[SOA] = attrs.evolve(rrsets[SOA], rdatas=(rdata,))
 
     def raise_to(self, serial: int) -> None:
-        """Raise the serial to *serial*, unless it is that or later (RFC 1982, 3.2)."""
+        """Raise the serial to *serial*, unless it is that or later (RFC 1982, 3.2), or the zone comes signed."""
         if not 0 <= (self.serial - serial) % 2**32 < 2**31:
             self._set_serial(serial % 2**32)
 
     def enclose(self, apex: bytes) -> None:
         """Make *apex*, of a served zone inside this one, exist here, so that names above it are not NXDOMAIN."""
         self._node(apex).below += 1
+        self.enclosed.add(apex)
+        self._changed(apex)
 
     def get(self, key: bytes) -> Node | None:
         """Return the node of exactly this name; None if it does not exist."""
-        return self._nodes.get(key)
+        return self.nodes.get(key)
 
     def match(self, key: bytes) -> Node | None:
         """
@@ -385,7 +405,7 @@ class Zone:
         It is the name's own, or that of the wildcard below its closest encloser (RFC 4592, 3.3.1). A name that exists,
         with or without records, hides wildcards further up.
         """
-        nodes = self._nodes
+        nodes = self.nodes
         node = nodes.get(key)
         while node is None:
             key = key[key[0] + 1 :]
@@ -400,7 +420,7 @@ class Zone:
         Those closest to the apex count (RFC 1034, 4.3.2, 3b). A DNAME is only for names below it (RFC 6672, 2.2). The
         DS records of a delegation belong to this zone (RFC 4035, 3.1.4.1).
         """
-        cuts = self._cuts
+        cuts = self.cuts
         if not cuts:
             return None
         found = cuts.get(key)
@@ -413,9 +433,9 @@ class Zone:
 
     def _node(self, key: bytes) -> Node:
         """Return the node of *key*; create it and those of the names above it where they are missing."""
-        node = self._nodes.get(key)
+        node = self.nodes.get(key)
         if node is None:
-            node = self._nodes[key] = Node()
+            node = self.nodes[key] = Node()
             self._node(parent(key)).below += 1
         return node
 
@@ -435,7 +455,7 @@ class Zone:
             if self.key not in ancestors(target):
                 continue
             cut = self.cut_over(target, A)
-            node = self._nodes.get(target) if cut else self.match(target)
+            node = self.nodes.get(target) if cut else self.match(target)
             if (cut is None or cut is rrset) and (node is None or not node.rrsets.keys() & {A, AAAA}):
                 yield f"{to_text(rrset.owner)} NS {to_text(target)}: that has no A or AAAA record (RFC 1912, 2.8)"
 

@@ -11,6 +11,7 @@ The paths of the state: the tree of the original's Irmin database. Pure.
     jitsu/stats/<uuid>/dns/<name>/{last_request_ts, total_requests}
     jitsu/uptime
     jitsu/serial/<zone>
+    jitsu/dnssec/<zone>
 
 Each value has one path: a key without a file of its own is below ``config``, as in the configuration. A template has a
 folder like that of a VM, without ``ip``; a VM that it has made has the template's name in ``config/template/0``, and of
@@ -19,8 +20,9 @@ no `stop_ts`: when Jitsu last saw the VM stop, so that a VM started later by ano
 It has no `call_ts`: when the hypervisor's last start call ended; until then, a VM that is seen off may come up yet; and
 no `held_ts`: until when the VM's guest holds it; and no `used_ts`: when the VM was used last, in any way, before Jitsu
 ended. These are there only if they are not 0. Nor has it ``origin``: the request that a VM is from, if a request was
-the last to change it. Times are seconds since 1970. ``backend`` and
-``connect`` are the VM's hypervisor. ``uptime`` is all VMs' (`vm.uptime`), and ``serial`` is of a zone (`sync.serials`).
+the last to change it. Times are seconds since 1970. ``backend`` and ``connect`` are the VM's hypervisor. ``uptime`` is
+all VMs' (`vm.uptime`). Of a zone, ``serial`` is one later than all that were served (`sync.serials`), and ``dnssec``
+has the keys that it is signed with (`sync.signed_zones`).
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 import attrs
 
-from jitsu_tw.dns.wire import to_text
+from jitsu_tw.dns.wire import ROOT, to_text
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
@@ -49,6 +52,12 @@ VMS: Final = "jitsu/vm"
 
 #: The folder of the zones' serials.
 SERIALS: Final = "jitsu/serial"
+
+#: The folder of the keys that zones are signed with.
+DNSSEC: Final = "jitsu/dnssec"
+
+#: What stands for the root zone in a path: no other zone's name can be that.
+_ROOT: Final = "@"
 
 #: In a request, the folder of a new VM whose uuid the hypervisor knows.
 UNKNOWN: Final = "00000000-0000-0000-0000-000000000000"
@@ -328,6 +337,11 @@ def in_words(what: str, names: Iterable[str], number: int = 0) -> str:
     number = max(number, len(listed))
     more = f" and {number - MOST_NAMED} more" if number > MOST_NAMED else ""
     return f"{what}: {', '.join(listed[:MOST_NAMED])}{more}\n" if listed else ""
+
+
+def zone_label(zone: bytes) -> str:
+    """Return the name of *zone*, in lower case, as a part of a path."""
+    return quote(to_text(zone), safe="") if zone != ROOT else _ROOT
 
 
 def label(name: bytes) -> str:

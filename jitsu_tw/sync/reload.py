@@ -109,7 +109,8 @@ class Reading:
         self._inherited: set[str | None] = set()
         self._keys = tuple(sorted(taken - set(PINNED)))
         self._restart = sorted(differ - taken)
-        self._restart += [name for name in ("cluster", "hosts") if getattr(settings, name) != getattr(new, name)]
+        groups = ("cluster", "dnssec", "hosts")
+        self._restart += [name for name in groups if getattr(settings, name) != getattr(new, name)]
         self._inherits = not taken.isdisjoint(_IN_VMS)
         self.last: dict[str, VM] = {}
         self.added: list[VM] = []

@@ -6,21 +6,20 @@ each zone that was raised::
 
     jitsu/serial/<zone>
 
-It is later than all that were served, and ahead of them, so that it is seldom written.
+It is later than all that were served, and ahead of them, so that it is seldom written. The serial of a zone that comes
+signed is that of its file: nothing raises it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from jitsu_tw.coroutines import deferred
-from jitsu_tw.dns.wire import ROOT, to_text
 from jitsu_tw.errors import StoreError
-from jitsu_tw.store.layout import SERIALS, STATISTICS
+from jitsu_tw.store.layout import SERIALS, STATISTICS, zone_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from jitsu_tw.dns.lookup import Zones
-    from jitsu_tw.dns.zone import Zone
     from jitsu_tw.ijitsu import IStore
 
 #: By how much the serial in the state is ahead of the one that is served, at most; at half of that it is written again.
@@ -36,9 +34,6 @@ AHEAD: Final = 1000
 
 #: Seconds between two looks at the serials: in that time a host cannot make as many VMs as half of `AHEAD`.
 LOOK_EVERY: Final = 2.0
-
-#: The path of the root's serial, which no other zone's name can be.
-_ROOT: Final = "@"
 
 
 class Serials:
@@ -57,7 +52,9 @@ class Serials:
     def restore(self, tree: Mapping[str, str]) -> None:
         """Raise the serials of the zones to those of *tree*, the state; to be called before anything is served."""
         for zone in self._zones:
-            name = _name(zone)
+            if zone.presigned:
+                continue
+            name = zone_label(zone.key)
             self._began[name] = zone.serial
             kept = tree.get(f"{SERIALS}/{name}", "")
             if kept.isascii() and kept.isdecimal() and int(kept) < 2**32:
@@ -82,7 +79,9 @@ class Serials:
         """Return what is to be in the state, by the zones: of those not *least* to *most* ahead, one that is *most*."""
         due = {}
         for zone in self._zones:
-            name, serial = _name(zone), zone.serial
+            name, serial = zone_label(zone.key), zone.serial
+            if zone.presigned:
+                continue
             if name not in self._kept and serial == self._began.setdefault(name, serial):
                 continue  # nothing has raised it
             if not least <= (self._kept.get(name, serial) - serial) % 2**32 <= most:
@@ -98,8 +97,3 @@ class Serials:
             self.log.error("the serials of zones cannot be written, so that is tried again: {error}", error=str(error))
         else:
             self._kept |= due
-
-
-def _name(zone: Zone) -> str:
-    """Return the name of *zone* as it is in a path."""
-    return quote(to_text(zone.key), safe="") if zone.key != ROOT else _ROOT

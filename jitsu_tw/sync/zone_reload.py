@@ -14,6 +14,8 @@ from jitsu_tw.text import abridged
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
+    from twisted.internet.defer import Deferred
+
     from jitsu_tw.dns.lookup import Zones
     from jitsu_tw.settings import VM
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 MOST_SHOWN: Final = 100
 
 
-def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Generator[None, None, Zone]:
+def reading_zone(
+    zones: Zones, vms: Callable[[], Iterable[VM]], name: str, secure: Callable[[Zone], Deferred[None] | None]
+) -> Generator[Deferred[None] | None, None, Zone]:
     """
     Read the file of the zone *name* anew, with pauses, and answer from it; return the zone.
 
@@ -29,6 +33,7 @@ def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Ge
         zones: all served zones.
         vms: returns all VMs; is called when the file has been read.
         name: of the zone, as text.
+        secure: signs the zone, if it is to be signed, before it is served.
 
     Raises:
         ConfigError: the zone is not served, has no file, or its file is bad; nothing has changed.
@@ -50,8 +55,9 @@ def reading_zone(zones: Zones, vms: Callable[[], Iterable[VM]], name: str) -> Ge
         for each in reverse_names(vm):
             if zones.find(each) is old:
                 new.add_reverse(each, vm.name, vm.dns[0], vm.ttl)
-        yield
+        yield None
     mistakes.end()
+    yield secure(new)
     new.raise_to(old.serial)
     zones.put(new)
     return new

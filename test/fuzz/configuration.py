@@ -10,7 +10,7 @@ import atheris
 import attrs
 
 from jitsu_tw.config import build
-from jitsu_tw.config.schema import CLUSTER_KEYS, HOST_KEYS, KEYS, VM_KEYS
+from jitsu_tw.config.schema import CLUSTER_KEYS, DNSSEC_KEYS, HOST_KEYS, KEYS, VM_KEYS
 from jitsu_tw.errors import ConfigError
 from jitsu_tw.store.layout import vm_files
 from jitsu_tw.sync.folders import vm_of
@@ -36,7 +36,8 @@ _VALUES: Final = (
 )  # fmt: skip
 
 WORDS: Final = [
-    *(word.encode() for word in {*KEYS, *VM_KEYS, *HOST_KEYS, *CLUSTER_KEYS, *_VALUES, "vms", "hosts", "cluster"}),
+    *(word.encode() for word in {*KEYS, *VM_KEYS, *HOST_KEYS, *CLUSTER_KEYS, *DNSSEC_KEYS,
+                                          *_VALUES, "vms", "hosts", "cluster", "dnssec"}),
     b": ", b"- ", b"\n  ", b", ", b"[", b"]", b"{", b"}", b"&a ", b"*a", b"<<: *a", b"!!str ", b"|\n", b">\n", b"# ",
 ]  # fmt: skip
 

@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 #: Extras that belong to parts of the product, and the modules that their packages bring.
 MODULES: Final = {
     "cluster": ("treq",),
+    "dnssec": ("cryptography",),
     "synjitsu": ("dpkt", "pcap", "cypcap"),
     "tls": ("OpenSSL", "service_identity"),
     "xapi": ("XenAPI",),
@@ -63,6 +64,7 @@ class ExtrasTests(SynchronousTestCase):
             ("xapi", "backend", f"backend: xapi\n{www}"),
             ("xapi", "vms: www: backend", VM % ", backend: xapi"),
             ("xapi", "hosts[0].backend", f"{hosts}{www}"),
+            ("dnssec", "dnssec", f"persistdb: state\ndnssec: {{keys: keys}}\n{www}"),
             ("cluster", "cluster", f"cluster: {{etcd: 'http://127.0.0.1:1', node: a}}\n{www}"),
         ):
             said = self.twistd(extra, "jitsu", configuration=configuration)
@@ -83,4 +85,4 @@ class ExtrasTests(SynchronousTestCase):
         self.assertIn(f"jitsu-tw[{','.join(sorted({*MODULES, 'docs'}))}]", extras.pop("dev"))
         self.assertEqual({*MODULES, "docs"}, set(extras))
         required = re.findall(r"^[a-zA-Z_-]+", declared["options"]["install_requires"], re.MULTILINE)
-        self.assertEqual(set(), {"pypcap", "cypcap", "dpkt", "XenAPI", "treq"} & set(required))
+        self.assertEqual(set(), {"pypcap", "cypcap", "dpkt", "XenAPI", "treq", "cryptography"} & set(required))

@@ -16,11 +16,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from jitsu_tw.control.api import Endpoint
+from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.guests import GuestSite
 from jitsu_tw.ijitsu import ITemplateControl, TemplateCounts
 from jitsu_tw.networks import AddressRange
 from jitsu_tw.settings import VM, Existence, Template
+from jitsu_tw.sync.signed_zones import SignedZones
 from test.support import EPOCH, World, question, vm
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from jitsu_tw.control.web import Guarded
     from jitsu_tw.errors import JitsuError
+    from jitsu_tw.idnssec import IDnssec
 
 
 @attrs.frozen
@@ -163,9 +166,14 @@ class Desk(World):
     """
 
     def __init__(
-        self, *vms: Any, reload: Callable[..., Any] = lambda _=None: None, token: str | None = None, **settings: Any
+        self,
+        *vms: Any,
+        reload: Callable[..., Any] = lambda _=None: None,
+        token: str | None = None,
+        dnssec: IDnssec | None = None,
+        **settings: Any,
     ) -> None:
-        """Begin with *vms* and what else *settings* say."""
+        """Begin with *vms* and what else *settings* say; without *dnssec*, no zone is signed."""
         super().__init__(*vms, **settings)
         self.problems: list[str] = []
         self.control = TemplateControl()
@@ -173,7 +181,7 @@ class Desk(World):
         self.endpoint = Endpoint(
             self.fleet, reload, token, self.clock, wall, problems=lambda: list(self.problems),
             served=lambda: {"zones": ["example.org."]}, counters=self.warm.counters, reload_zone=reload,
-            templates=self.control,
+            templates=self.control, dnssec=dnssec or SignedZones(Zones(())),
         )  # fmt: skip
 
     def talk(self, host: str = "") -> Talk:

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import attrs
 import yaml
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -274,6 +275,29 @@ class MeaningTests(ConfigTestCase):
                                                             settings.cluster.ttl, settings.cluster.password))
         self.assertNotIn("secret", repr(settings))
 
+    def test_dnssec(self) -> None:
+        """Zones are signed by keys in a directory; the other values have defaults."""
+        settings, _ = self.load(f"persistdb: state.git\ndnssec: {{keys: keys}}\n{VM}")
+        assert settings.dnssec is not None
+        self.assertEqual((13, (), 14 * 86400.0), attrs.astuple(settings.dnssec)[1:])
+        self.assertTrue(settings.dnssec.keys.is_absolute() or settings.dnssec.keys.parent != Path())
+        text = "dnssec: {keys: keys, algorithm: 15, zones: [Example.org], validity: 30d}"
+        settings, _ = self.load(f"persistdb: state.git\n{text}\n{VM}")
+        assert settings.dnssec is not None
+        self.assertEqual((15, (from_text("Example.org"),), 30 * 86400.0), attrs.astuple(settings.dnssec)[1:])
+        self.assertIsNone(self.load(VM)[0].dnssec)
+
+    def test_comes_signed(self) -> None:
+        """A zone that comes signed is left alone, and an error where it is named."""
+        head = "persistdb: state.git\ndnssec: {keys: keys"
+        for command in (("dnssec-keygen", "-q", "-a", "13", "-f", "KSK", "example.org"),
+                        ("dnssec-signzone", "-Sz", "-o", "example.org", "-f", "example.zone", "example.zone")):
+            subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+        (zone,) = self.load(f"{head}}}\n{VM}")[1]
+        self.assertTrue(zone.presigned)
+        with self.assertRaisesRegex(ConfigError, "dnssec.zones: example.org comes signed, in .*; leave it out"):
+            self.load(f"{head}, zones: example.org}}\n{VM}")
+
     def test_hosts(self) -> None:
         """A VM may run on any host, on one, or on some; the others are where they always were."""
         head = "hosts:\n  - {name: left, backend: memory}\n"
@@ -364,6 +388,14 @@ WRONG = (
      "fd00::1 is that of VM www"),
     (VM.replace("www.example.org", "www.example.com"), 3, "www.example.com is in none of the zones"),
     (VM.replace("www.example.org", "old.example.org"), 3, "CNAME"),
+    (f"persistdb: state.git\ndnssec:\n  zones: example.org\n{VM}", 3, "dnssec.keys: is missing; name a directory"),
+    (f"dnssec:\n  keys: keys\n{VM}", 2, "dnssec: the names of the keys are in the state, so that none is lost"),
+    (f"persistdb: state.git\ndnssec: {{keys: keys, algorithm: 8}}\n{VM}", 2, "'8' is not one of 13, 15"),
+    (f"persistdb: state.git\ndnssec: {{keys: keys, validity: 1h}}\n{VM}", 2, "from 86400 to 7776000 seconds"),
+    (f"persistdb: state.git\ndnssec: {{keys: keys, validity: 91d}}\n{VM}", 2, "from 86400 to 7776000 seconds"),
+    (f"persistdb: state.git\ndnssec:\n  keys: keys\n  zones:\n    - example.net\n{VM}", 5,
+     "dnssec.zones: example.net is none of the zones: example.org"),
+    (f"persistdb: state.git\ndnssec: {{key: keys}}\n{VM}", 2, "dnssec.key: no such key; did you mean keys?"),
     (f"cluster:\n  node: ns1\n{VM}", 2, "cluster.etcd: is missing"),
     (f"cluster:\n  etcd: http://127.0.0.1:2379\n{VM}", 2, "cluster.node: is missing"),
     (f"cluster:\n  etcd: 127.0.0.1:2379\n  node: ns1\n{VM}", 2, "write one like http://127.0.0.1:2379"),

@@ -6,7 +6,7 @@ from itertools import chain
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from jitsu_tw.config.schema import BACKEND_KEYS, CLUSTER_KEYS, HOST_KEYS, INHERITED, KEYS, VM_KEYS
+from jitsu_tw.config.schema import BACKEND_KEYS, CLUSTER_KEYS, DNSSEC_KEYS, HOST_KEYS, INHERITED, KEYS, VM_KEYS
 from jitsu_tw.keys import keys_of
 from jitsu_tw.readiness import READINESS
 from jitsu_tw.settings import VM
@@ -17,12 +17,12 @@ class DocumentationTests(SynchronousTestCase):
 
     def test_described(self) -> None:
         """Each declaration of a key says what the key is for."""
-        for keys in (KEYS, VM_KEYS, CLUSTER_KEYS, HOST_KEYS):
+        for keys in (KEYS, VM_KEYS, CLUSTER_KEYS, DNSSEC_KEYS, HOST_KEYS):
             self.assertEqual([], [name for name, key in keys.items() if not key.doc])
 
     def test_reference(self) -> None:
         """Each declaration says what the key takes, and has an example that it takes."""
-        for keys in (KEYS, VM_KEYS, CLUSTER_KEYS, HOST_KEYS, *BACKEND_KEYS.values()):
+        for keys in (KEYS, VM_KEYS, CLUSTER_KEYS, DNSSEC_KEYS, HOST_KEYS, *BACKEND_KEYS.values()):
             for name, key in keys.items():
                 self.assertTrue(key.kind and key.example and key.doc, name)
                 key.parse(key.example)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import socket
+import subprocess
 import time
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -33,6 +34,7 @@ from twisted.protocols.basic import Int16StringReceiver
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
+from jitsu_tw.dns import transfer
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.message import Query, parse
 from jitsu_tw.dns.reply import STREAM_SIZE, STREAM_STEP, TCP_SIZE, Reply, udp_limit, write, write_stream
@@ -44,6 +46,7 @@ from jitsu_tw.dns.zone import Zone
 from jitsu_tw.errors import ZoneError
 from jitsu_tw.settings import Rule, split_key
 from test.support import BoundedClock
+from test.unit.dns.validator import Signer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -316,6 +319,34 @@ class PacketsTests(SynchronousTestCase):
                               "*.vms.jitsu.test. 60 IN A 10.0.0.2", 'hidden.child.jitsu.test. 3600 IN TXT "occluded"',
                               "Mail.jitsu.test. 3600 IN A 192.0.2.25"}, texts)  # fmt: skip
         self.assertNotIn("www.jitsu.test. 3600 IN A 192.0.2.80", texts)
+
+    def test_dnssec(self) -> None:
+        """A signed zone is transferred with all signatures and its whole NSEC chain, as BIND verifies them."""
+        zone = small_zone(self)
+        zone.add_vm(from_text("*.template.jitsu.test"), "template", [], 60)
+        Signer(zone, time.time())
+        _, got = transferred(zone)
+        path = self.mktemp()
+        got.to_file(path, relativize=False)
+        verified = subprocess.run(
+            ["dnssec-verify", "-z", "-o", "jitsu.test", path], check=False, capture_output=True, text=True, timeout=60
+        )
+        self.assertEqual(0, verified.returncode, verified.stderr)
+
+    def test_dnssec_in_pieces(self) -> None:
+        """A name that is added while a signed zone is read leaves no gap in the chain, and no more than 64 at once."""
+        zone = large_zone(500)
+        Signer(zone, time.time())
+        rrsets = transfer._read(zone)
+        for _ in range(10):
+            self.assertEqual(b"", next(rrsets))
+        zone.add_vm(from_text("vm7a.jitsu.test"), "new", [ip_address("10.0.0.1")], 60)
+        with self.assertRaises(StopIteration) as end:
+            while True:
+                next(rrsets)
+        assert zone.security is not None
+        found = [rrset for rrset in end.exception.value if rrset.type == 47]
+        self.assertEqual(list(zone.security.denial.rrsets()), found)
 
     def test_header(self) -> None:
         """Each packet has the query's id, QR, AA, the query's RD and CD, NOERROR, and the question."""

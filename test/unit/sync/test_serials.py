@@ -61,6 +61,15 @@ class SerialsTests(SynchronousTestCase):
         self.end()
         self.assertEqual({}, dict(self.store.tree))
 
+    def test_comes_signed(self) -> None:
+        """The serial of a zone that comes signed is that of its file, whatever the state has, and is not written."""
+        self.zones[0].presigned = True
+        self.serials.restore({"jitsu/serial/a.test": "500", "jitsu/serial/@": "500"})
+        self.assertEqual([1, 500], self.now)
+        self.bump()
+        self.end()
+        self.assertEqual({"jitsu/serial/@"}, set(self.store.tree))
+
     def test_killed(self) -> None:
         """Behind a kill, a serial is later than all that were served, at most so much; others are as in the file."""
         for times in (1, 3):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from twisted.names import dns
 from twisted.trial.unittest import SynchronousTestCase
@@ -34,13 +34,16 @@ class ZoneReloadTests(SynchronousTestCase):
                vm("m", dns=(from_text("m.made.test"),))]  # fmt: skip
         self.world = World(*vms)
         made = Zone.made_up(from_text("made.test"), 60)
+        self.secured: list[Zone] = []
         self.zones = Zones([Zone.read(self.outer), Zone.read(self.inner), made])
         for one in vms:
             self.zones.add_vm(one.dns[0], one.name, [ip_address("10.0.0.1")], one.ttl)
 
     def reading(self, name: str) -> Generator[None, None, Zone]:
         """Read a zone, in steps."""
-        return reading_zone(self.zones, lambda: [one.vm for one in self.world.fleet.machines.values()], name)
+        steps = reading_zone(self.zones, lambda: [one.vm for one in self.world.fleet.machines.values()], name,
+                             self.secured.append)  # fmt: skip
+        return cast("Generator[None, None, Zone]", steps)
 
     def look(self, name: str, qtype: int = dns.A) -> object:
         """Return the outcome of a look-up."""
@@ -64,9 +67,21 @@ class ZoneReloadTests(SynchronousTestCase):
         self.assertIs(zone, self.zones.find(from_text("x.jitsu.test")))
 
     def test_steps(self) -> None:
-        """There is a pause for other work after each VM, too."""
+        """There is a pause for other work after each VM, too, and while the zone is signed."""
         steps = [sum(1 for _ in one) for one in (Zone.reading(self.outer), self.reading("jitsu.test"))]
-        self.assertEqual(len(self.world.fleet.machines), steps[1] - steps[0])
+        self.assertEqual(len(self.world.fleet.machines) + 1, steps[1] - steps[0])
+
+    def test_secured(self) -> None:
+        """The zone is signed when it has all its names, before it is served; one that cannot be is not served."""
+        before = self.zones.find(from_text("jitsu.test"))
+        steps = self.reading("jitsu.test")
+        while not self.secured:
+            next(steps)
+        self.assertIs(before, self.zones.find(from_text("jitsu.test")))
+        self.assertIsNotNone(self.secured[0].get(from_text("db.jitsu.test")))
+        with self.assertRaises(ConfigError):
+            steps.throw(ConfigError("a key is gone"))
+        self.assertIs(before, self.zones.find(from_text("jitsu.test")))
 
     def test_inner(self) -> None:
         """A zone inside another one is read alone; the outer one does not get its VMs."""

@@ -1,0 +1,183 @@
+"""
+Signatures of a zone that Jitsu signs: each RRset is signed when it is first asked for, and the signatures are kept.
+
+A signature is kept while the zone has the same RRset, until three quarters of its validity have passed. One takes about
+650 octets, and `MOST_KEPT` RRsets have some; of more, those that were used last. Those of RRsets that are made up for
+one question, at names that the zone does not have, are not kept: no flood of questions drives out those of others.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from math import inf
+from random import uniform
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zope.interface import implementer
+
+from jitsu_tw.dns import canonical
+from jitsu_tw.dns.interfaces import ISecurity
+from jitsu_tw.dns.keytimes import plan
+from jitsu_tw.dns.wire import CDNSKEY, CDS, DNSKEY, DS, NSEC, RR, RRSIG, RRset, ancestors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from jitsu_tw.dns.dnskeys import Key
+    from jitsu_tw.dns.interfaces import IDenial
+    from jitsu_tw.dns.keytimes import Plan
+    from jitsu_tw.dns.zone import Zone
+
+#: The most RRsets of a zone whose signatures are kept.
+MOST_KEPT: Final = 1 << 17
+
+#: Seconds by which the clocks of validators may be behind ours: so much earlier signatures begin to be valid.
+EARLIER: Final = 3600
+
+#: The part of its validity after which a signature is renewed, and the part by which validities differ at random, so
+#: that they are not all renewed at once.
+RENEWED_AT: Final = 0.75
+JITTER: Final = 0.1
+
+#: The data of CDS and CDNSKEY records by which a zone asks its parent to remove the DS records (RFC 8078, 4).
+DELETE_CDS: Final = bytes(5)
+DELETE_CDNSKEY: Final = bytes((0, 0, 3, 0, 0))
+
+#: Type covered, algorithm, labels, original TTL, expiration, inception, key tag (RFC 4034, 3.1).
+_RRSIG: Final = Struct("!HBBIIIH")
+
+
+class _Kept(NamedTuple):
+    """The signatures of an RRset, when they are to be renewed, and when they expire, in seconds since 1970."""
+
+    rrset: RRset
+    records: tuple[RR, ...]
+    renew_at: float
+    expires: float
+
+
+@implementer(ISecurity)
+class Signed:
+    """
+    Proves the answers of one zone by its keys. It owns, and nobody else writes: the zone's DNSKEY, CDS and CDNSKEY.
+
+    Attributes:
+        zone: the zone.
+        denial: proves what it does not have.
+        keys: its keys, of which those sign that are active.
+        plan: what they do now.
+        made: how many signatures have been made.
+        earliest: when the first of the signatures expires that are kept, in seconds since 1970; infinite without any.
+    """
+
+    def __init__(
+        self,
+        zone: Zone,
+        keys: Iterable[Key],
+        denial: IDenial,
+        wall: Callable[[], float],
+        validity: float,
+        random: Callable[[float, float], float] = uniform,
+    ) -> None:
+        """
+        Publish *keys* in *zone*; the caller calls `Zone.secure`.
+
+        Args:
+            zone: the zone.
+            keys: its keys, of which one at least is active.
+            denial: proves what the zone does not have.
+            wall: returns the seconds since 1970.
+            validity: of signatures, in seconds.
+            random: returns a number between two others, for the jitter.
+        """
+        self.zone, self.denial = zone, denial
+        self._wall, self._validity, self._random = wall, validity, random
+        self._kept: OrderedDict[tuple[bytes, int], _Kept] = OrderedDict()
+        self.made = 0
+        self.use(keys)
+
+    def use(self, keys: Iterable[Key]) -> None:
+        """Publish *keys*, as their times want it now, and sign all RRsets anew."""
+        now = self._wall()
+        self.keys = tuple(keys)
+        self.plan: Plan = plan({key.tag: key.times for key in self.keys}, now)
+        by_tag = {key.tag: key for key in self.keys}
+        self._active = [by_tag[tag] for tag in self.plan.signing]
+        self._forget()
+        self.zone.put_keys(self._published([by_tag[tag] for tag in self.plan.published]))
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._renew_at = self.earliest = inf
+
+    def _published(self, keys: Iterable[Key]) -> list[RRset]:
+        """Return the RRsets by which the zone publishes *keys* (RFC 7344, 3)."""
+        found = {DNSKEY: [key.dnskey for key in keys], CDS: [], CDNSKEY: []}
+        if self.plan.is_leaving:
+            found |= {CDS: [DELETE_CDS], CDNSKEY: [DELETE_CDNSKEY]}
+        elif self.plan.announced is not None:
+            key = next(key for key in self.keys if key.tag == self.plan.announced)
+            found |= {CDS: [key.ds], CDNSKEY: [key.dnskey]}
+        ttl = self.zone.soa.ttl
+        return [RRset(self.zone.key, type_, ttl, tuple(rdatas)) for type_, rdatas in found.items() if rdatas]
+
+    def signatures(self, rrset: RRset) -> Sequence[RR]:
+        """Return the RRSIG records of *rrset* (`ISecurity.signatures`)."""
+        key = rrset.owner.lower(), rrset.type
+        kept = self._kept.get(key)
+        now = self._wall()
+        if kept is not None and kept.rrset is rrset and now < kept.renew_at:
+            self._kept.move_to_end(key)
+            return kept.records
+        if not self._is_ours(*key):
+            return ()
+        made = self._sign(rrset, key[0], now)
+        if self.zone.get(key[0]) is not None:
+            self._keep(key, made)
+        return made.records
+
+    def _is_ours(self, owner: bytes, type_: int) -> bool:
+        """Return whether the zone is the authority for the RRset of *type_* at *owner* (RFC 4035, 2.2)."""
+        if self.zone.key not in ancestors(owner) or type_ == RRSIG:
+            return False
+        # A delegation's DS and NSEC records are this zone's, all others at its name and below are not.
+        return self.zone.cut_over(owner, DS if type_ in {DS, NSEC} else type_) is None
+
+    def _sign(self, rrset: RRset, owner: bytes, now: float) -> _Kept:
+        """Sign *rrset*, whose owner in lower case is *owner* (RFC 4034, 3.1.8.1)."""
+        lasts = self._validity * (1 - self._random(0, JITTER))
+        expires = int(now + lasts)
+        wildcard = owner.startswith(b"\1*")
+        labels = sum(1 for _ in ancestors(owner)) - 1 - wildcard
+        octets = canonical.rrs(rrset, owner, rrset.ttl)
+        records = []
+        for key in self._active:
+            fields = (rrset.type, key.algorithm, labels, rrset.ttl, expires % 2**32, int(now - EARLIER) % 2**32)
+            head = _RRSIG.pack(*fields, key.tag) + self.zone.key
+            records.append(RR(rrset.owner, RRSIG, rrset.ttl, head + key.sign(head + octets)))
+        self.made += len(records)
+        return _Kept(rrset, tuple(records), now + RENEWED_AT * lasts, expires)
+
+    def _keep(self, key: tuple[bytes, int], made: _Kept) -> None:
+        """Keep signatures; if there are too many, those that were not used for longest give way."""
+        self._kept[key] = made
+        self._kept.move_to_end(key)
+        if len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
+        self._renew_at = min(self._renew_at, made.renew_at)
+        self.earliest = min(self.earliest, made.expires)
+
+    def renew(self, now: float) -> bool:
+        """
+        Drop the signatures that are to be renewed at *now*, in seconds since 1970.
+
+        Return whether there was one, also one that has given way: a secondary server may still have it.
+        """
+        if now < self._renew_at:
+            return False
+        for key in [key for key, kept in self._kept.items() if kept.renew_at <= now]:
+            del self._kept[key]
+        self._renew_at = min((kept.renew_at for kept in self._kept.values()), default=inf)
+        self.earliest = min((kept.expires for kept in self._kept.values()), default=inf)
+        return True

@@ -1,0 +1,418 @@
+"""
+The service that signs zones: their keys, the renewal of signatures, and rollovers.
+
+Keys are read at the start and with each reload, before the zones are served, and again when a file in their directory
+has changed: so the nodes of a cluster that share a directory follow a rollover that one of them began. What cannot be
+read then is a problem, and the zones stay signed with the keys in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from twisted.internet.defer import DeferredLock
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThread
+
+from jitsu_tw.coroutines import deferred, report
+from jitsu_tw.dns import dnskeys, keytimes
+from jitsu_tw.dns.chain import NsecChain
+from jitsu_tw.dns.dnskeys import KeyFileError
+from jitsu_tw.dns.keytimes import Times
+from jitsu_tw.dns.signing import EARLIER, Signed
+from jitsu_tw.dns.wire import to_text
+from jitsu_tw.errors import ConfigError, StoreError
+from jitsu_tw.idnssec import KeyStatus, ZoneStatus
+from jitsu_tw.store.git import GitStore
+from jitsu_tw.store.layout import DNSSEC, STATISTICS, zone_label
+from jitsu_tw.sync.signed_zones import LEAVING, SignedZones
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from jitsu_tw.clocks import Clocks
+    from jitsu_tw.dns.dnskeys import Key
+    from jitsu_tw.dns.lookup import Zones
+    from jitsu_tw.dns.zone import Zone
+    from jitsu_tw.ijitsu import IStore
+    from jitsu_tw.settings import Dnssec, Settings
+
+    #: Computes the new times of the keys of a zone, by their tags, and those of a new key, if there is to be one.
+    Change = Callable[[Mapping[int, Times], Zone], tuple[Times | None, Mapping[int, Times]]]
+
+#: Seconds between two looks at the directory, and at the times of the keys.
+LOOK_EVERY: Final = 5.0
+
+#: The parts of the validity of signatures between two looks for those that are to be renewed: secondaries fetch the
+#: zone each time that there are some.
+RENEWALS: Final = 100
+
+
+class ZoneSigning(SignedZones):
+    """
+    Signs zones. It owns, and nobody else writes: the files of keys, and what the state has of them.
+
+    The signed zones themselves are those in `Zones` whose `security` is a `Signed`.
+    """
+
+    def __init__(
+        self, dnssec: Dnssec, zones: Zones, store: IStore, clocks: Clocks, renewed: Callable[[Iterable[Zone]], None]
+    ) -> None:
+        """
+        Sign nothing yet.
+
+        Args:
+            dnssec: the configuration.
+            zones: all served zones.
+            store: the state.
+            clocks: the clocks.
+            renewed: is called with zones whose signatures are new: answers that are kept are stale.
+        """
+        super().__init__(zones, clocks.wall)
+        self._dnssec, self._store, self._renewed = dnssec, store, renewed
+        self._kept: dict[str, str] = {}
+        self._seen: object = None
+        self._problems: dict[bytes, str] = {}
+        self._lock = DeferredLock()
+        self._renew_at = self._looked = -inf
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = clocks.reactor
+
+    # The life of the service.
+
+    def restore(self, tree: Mapping[str, str]) -> None:
+        """
+        Sign the zones, with new keys where neither the directory nor *tree*, the state, has any; nothing is served yet.
+
+        Raises:
+            KeyFileError: a key is missing, or cannot be used.
+        """
+        prefix = f"{DNSSEC}/"
+        self._kept = {path.removeprefix(prefix): value for path, value in tree.items() if path.startswith(prefix)}
+        self._seen = dnskeys.seen(self._dnssec.keys)
+        self.secure(self._zones)
+        super().restore(tree)
+        self._bump(self._zones)
+
+    def start(self) -> None:
+        """Begin to look at the keys and the signatures."""
+        super().start()
+        self._looking.start(LOOK_EVERY)
+
+    async def stop(self) -> None:
+        """End that."""
+        if self._looking.running:
+            self._looking.stop()
+        await self._lock.acquire()
+
+    def replaced(self, zones: Iterable[Zone]) -> None:
+        """Handle that *zones* were read anew, in the moment in which they begin to be served."""
+        self._bump(zones)
+        self._seen = object()  # keys may have changed after these zones were signed with them
+        super().replaced(zones)
+
+    @staticmethod
+    def _bump(zones: Iterable[Zone]) -> None:
+        """Raise the serials of those of *zones* that Jitsu signs: secondaries would keep signatures that expire."""
+        for zone in zones:
+            if isinstance(zone.security, Signed):
+                zone.bump()
+
+    def secure(self, zones: Iterable[Zone]) -> None:
+        """
+        Sign those of *zones*, which are not served yet, that are to be signed; this blocks, and may be in a thread.
+
+        Raises:
+            KeyFileError: a key is missing, or cannot be used.
+        """
+        todo = {zone.key: zone for zone in zones if is_wanted(self._dnssec, zone)}
+        if not todo:
+            return
+        with dnskeys.locked(self._dnssec.keys):
+            found = dnskeys.read(self._dnssec.keys, todo)
+            for key, zone in todo.items():
+                keys = found[key]
+                if isinstance(keys, KeyFileError):
+                    raise keys
+                if gone := _gone(self._dnssec.keys, key, self._kept, keys):
+                    raise gone
+                if not keys:
+                    times = Times.beginning(int(self._wall()), longest_ttl(zone))
+                    keys = (dnskeys.make(self._dnssec.keys, key, self._dnssec.algorithm, times),)
+                    self.log.info("{zone}: made the key {key}, as it had none", zone=to_text(key), key=keys[0].stem)
+                if idle := self._idle(key, keys):
+                    raise idle
+                zone.secure(Signed(zone, keys, NsecChain(zone), self._wall, self._dnssec.validity))
+
+    def _idle(self, zone: bytes, keys: Iterable[Key]) -> KeyFileError | None:
+        """Return the error if none of *keys*, those of *zone*, signs now."""
+        plan = keytimes.plan({key.tag: key.times for key in keys}, self._wall())
+        return None if plan.signing else KeyFileError(f"{to_text(zone)}: {plan.step.words}", self._dnssec.keys)
+
+    def _signed(self) -> list[Signed]:
+        found: list[Signed] = []
+        for zone in self._zones:
+            security = zone.security
+            if isinstance(security, Signed):
+                found.append(security)
+        return found
+
+    def _come_signed(self) -> list[Zone]:
+        return [zone for zone in super()._come_signed() if not isinstance(zone.security, Signed)]
+
+    # What comes with time.
+
+    @deferred
+    async def _look(self) -> None:
+        """Follow the times of the keys, renew signatures, and read keys whose files have changed."""
+        try:
+            await self._lock.run(self._look_at_all)
+        except Exception:  # noqa: BLE001 -- wide: a fault of Jitsu must not end the renewal of signatures
+            report(self.log)
+
+    @deferred
+    async def _look_at_all(self) -> None:
+        now, before, self._looked = self._wall(), self._looked, self._wall()
+        was_set_back = now < before - EARLIER  # so that signatures begin to be valid in the future
+        for signed in self._signed():
+            if was_set_back or (signed.plan.until is not None and signed.plan.until <= now):
+                if idle := self._idle(signed.zone.key, signed.keys):
+                    self._note({**self._problems, signed.zone.key: str(idle)})
+                else:
+                    self._use(signed, signed.keys)
+        if was_set_back or now >= self._renew_at:
+            self._renew_at = now + self._dnssec.validity / RENEWALS
+            self._tell([one.zone for one in self._signed() if one.renew(now)])
+        await self._look_at_files()
+        await self._write()
+
+    async def _look_at_files(self) -> None:
+        """Read the keys if a file in their directory has changed."""
+        seen = await deferToThread(dnskeys.seen, self._dnssec.keys)
+        if seen == self._seen:
+            return
+        zones = [one.zone.key for one in self._signed()]
+        self._seen = seen
+        try:
+            found = await deferToThread(dnskeys.read, self._dnssec.keys, zones)
+        except KeyFileError as error:
+            self._note(dict.fromkeys(zones, str(error)))
+            return
+        problems = {}
+        for signed in self._signed():
+            key = signed.zone.key
+            keys = found.get(key, signed.keys)
+            if isinstance(keys, KeyFileError):
+                problems[key] = str(keys)
+            elif problem := _gone(self._dnssec.keys, key, self._kept, keys) or self._idle(key, keys):
+                problems[key] = str(problem)
+            elif keys != signed.keys:
+                self._use(signed, keys)
+        self._note(problems)
+
+    def _note(self, problems: Mapping[bytes, str]) -> None:
+        """Note the *problems* of zones, and log those that are new."""
+        for key, problem in problems.items():
+            if self._problems.get(key) != problem:
+                self.log.error(
+                    "{problem}; until then, {zone} stays signed with the keys in memory, so do not end Jitsu",
+                    problem=problem, zone=to_text(key),
+                )  # fmt: skip
+        for key in self._problems.keys() - problems.keys():
+            self.log.info("{zone}: its keys can be used again", zone=to_text(key))
+        self._problems = dict(problems)
+
+    def _use(self, signed: Signed, keys: Iterable[Key]) -> None:
+        """Sign with *keys* from now on, as their times want it."""
+        signed.use(keys)
+        self.log.info("{zone}: {step}", zone=to_text(signed.zone.key), step=signed.plan.step.words)
+        self._tell([signed.zone])
+
+    def _tell(self, zones: list[Zone]) -> None:
+        """Tell that the signatures of *zones* are new, if there are some."""
+        if zones:
+            self._bump(zones)
+            self._renewed(zones)
+
+    async def _write(self) -> None:
+        """Write into the state which keys the zones are signed with, where it says otherwise."""
+        due = {}
+        for signed in self._signed():
+            names = [name(key) for key in signed.keys if key.tag in signed.plan.published]
+            value = " ".join([*names, *[LEAVING] * signed.plan.is_leaving])
+            if self._kept.get(label := zone_label(signed.zone.key)) != value:
+                due[label] = value
+        if not due:
+            return
+        try:
+            await self._store.write({f"{DNSSEC}/{label}": value for label, value in due.items()}, STATISTICS)
+        except StoreError as error:
+            self.log.error("the keys of zones cannot be written to the state: {error}", error=str(error))
+        else:
+            self._kept |= due
+
+    # What is shown.
+
+    def _status(self, zone: Zone) -> ZoneStatus:
+        """Return the status of a zone."""
+        signed = zone.security
+        if not isinstance(signed, Signed):
+            return super()._status(zone)
+        plan = signed.plan
+        keys = tuple(
+            KeyStatus(key.tag, key.algorithm, plan.states[key.tag].value, key.tag == plan.announced, ds_text(key))
+            for key in signed.keys
+        )
+        problem = self._problems.get(zone.key)
+        return ZoneStatus(
+            to_text(zone.key),
+            "Jitsu",
+            keys,
+            plan.step.at,
+            plan.step.words,
+            None if signed.earliest == inf else signed.earliest,
+            signed.made,
+            () if problem is None else (problem,),
+        )
+
+    # What is done.
+
+    async def rollover(self, zone: str) -> ZoneStatus:
+        """Begin a rollover (`IDnssec.rollover`)."""
+
+        def change(times: Mapping[int, Times], of: Zone) -> tuple[Times | None, Mapping[int, Times]]:
+            return keytimes.rolled(times, int(self._wall()), longest_ttl(of))
+
+        return await self._lock.run(self._change, zone, change)
+
+    async def ds_seen(self, zone: str, ds_ttl: int) -> ZoneStatus:
+        """Go on with a rollover (`IDnssec.ds_seen`)."""
+
+        def change(times: Mapping[int, Times], _: Zone) -> tuple[Times | None, Mapping[int, Times]]:
+            return None, keytimes.ds_seen(times, int(self._wall()), ds_ttl)
+
+        return await self._lock.run(self._change, zone, change)
+
+    async def leave(self, zone: str) -> ZoneStatus:
+        """Ask the parent to remove its DS records (`IDnssec.leave`)."""
+
+        def change(times: Mapping[int, Times], _: Zone) -> tuple[Times | None, Mapping[int, Times]]:
+            return None, keytimes.leaving(times, int(self._wall()))
+
+        return await self._lock.run(self._change, zone, change)
+
+    @deferred
+    async def _change(self, zone: str, change: Change) -> ZoneStatus:
+        """Write what *change* makes of the keys of *zone*, and use them."""
+        signed = next((one for one in self._signed() if to_text(one.zone.key) == zone.lower().removesuffix(".")), None)
+        if signed is None:
+            raise self._refusal(zone)
+        keys = await deferToThread(self._changed_files, signed.zone, change)
+        if isinstance(signed.zone.security, Signed):
+            self._use(signed.zone.security, keys)
+        await self._write()
+        return self._status(signed.zone)
+
+    def _changed_files(self, zone: Zone, change: Change) -> tuple[Key, ...]:
+        """Change the files of the keys of *zone*, and return its keys; in a thread."""
+        directory = self._dnssec.keys
+        with dnskeys.locked(directory):
+            keys = dnskeys.read(directory, [zone.key])[zone.key]
+            if isinstance(keys, KeyFileError):
+                raise keys
+            if gone := _gone(directory, zone.key, self._kept, keys):
+                raise gone
+            new, changed = change({key.tag: key.times for key in keys}, zone)
+            if new is not None:
+                dnskeys.make(directory, zone.key, self._dnssec.algorithm, new, [key.tag for key in keys])
+            dnskeys.put(directory, keys, changed)
+            again = dnskeys.read(directory, [zone.key])[zone.key]
+        if isinstance(again, KeyFileError):
+            raise again
+        return again
+
+
+def _gone(directory: Path, zone: bytes, kept: Mapping[str, str], keys: Iterable[Key]) -> KeyFileError | None:
+    """Return the error if the state, which has *kept*, has a key of *zone* that is not among *keys* in *directory*."""
+    known = {LEAVING, *map(name, keys)}
+    for one in kept.get(zone_label(zone), "").split():
+        if one not in known:
+            path = directory / f"{dnskeys.stem(zone)}+{one}.private"
+            message = f"{to_text(zone)} is signed with this key, and it is gone: restore it and its .key file; or,"
+            return KeyFileError(f"{message} if it is lost, end Jitsu, and: jitsuctl dnssec init --lost", path)
+    return None
+
+
+def is_wanted(dnssec: Dnssec, zone: Zone) -> bool:
+    """Return whether Jitsu is to sign *zone*, as *dnssec* says, and does not sign it yet."""
+    return zone.security is None and (not dnssec.zones or zone.key in {name.lower() for name in dnssec.zones})
+
+
+def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list[str]:
+    """
+    Make a key for *zone* while Jitsu does not run.
+
+    Args:
+        settings: the configuration.
+        zones: its zones.
+        zone: the name of one.
+        lost: keys that the state has, and that are gone, are forgotten.
+
+    Returns:
+        what was done, as lines.
+
+    Raises:
+        JitsuError: Jitsu runs, or does not sign the zone; or keys are gone, and *lost* is not set; or the reverse.
+    """
+    found = next((one for one in zones if to_text(one.key) == zone.lower().removesuffix(".")), None)
+    if settings.dnssec is None or found is None or not is_wanted(settings.dnssec, found):
+        raise ConfigError(f"Jitsu is not to sign {zone}; the configuration names the zones, in the group dnssec")
+    assert settings.persistdb is not None
+    store, directory = GitStore(settings.persistdb), settings.dnssec.keys
+    tree, label = store.open(), zone_label(found.key)
+    before = tree.get(f"{DNSSEC}/{label}", "")
+    with dnskeys.locked(directory):
+        keys = dnskeys.read(directory, [found.key])[found.key]
+        if isinstance(keys, KeyFileError):
+            raise keys
+        gone = _gone(directory, found.key, {label: before}, keys)
+        if gone is not None and not lost:
+            raise gone
+        if gone is None and lost:
+            raise ConfigError(f"no key of {zone} is lost: all that the state has are in {directory}")
+        now = time.time()
+        plan = keytimes.plan({key.tag: key.times for key in keys}, now)
+        used = [name(key) for key in keys if key.tag in plan.published]
+        if plan.signing:
+            lines = [f"{zone} has a key that signs, so no other one was made"]
+        else:
+            times = Times.beginning(int(now), longest_ttl(found))
+            taken = [key.tag for key in keys]
+            key = dnskeys.make(directory, found.key, settings.dnssec.algorithm, times, taken)
+            used.append(name(key))
+            lines = [f"made the key {key.stem}; its DS record for the parent:", ds_text(key)]
+    after = " ".join(used)
+    message = f"Keys of {to_text(found.key)}: {after}, before {before or 'none'}"
+    store.history.commit({f"{DNSSEC}/{label}": after}, message)
+    store.close()
+    return lines
+
+
+def name(key: Key) -> str:
+    """Return what the state calls *key*: the end of the name of its files."""
+    return f"{key.algorithm:03}+{key.tag:05}"
+
+
+def ds_text(key: Key) -> str:
+    """Return the DS record of *key* as text, as a zone file of the parent has it."""
+    ds = key.ds
+    owner = to_text(key.zone).removesuffix(".") + "."
+    return f"{owner} IN DS {key.tag} {key.algorithm} {ds[3]} {ds[4:].hex().upper()}"
+
+
+def longest_ttl(zone: Zone) -> int:
+    """Return the longest TTL of *zone*, in seconds: for so long caches may have what it had before."""
+    return max(record.ttl for record in zone.records())

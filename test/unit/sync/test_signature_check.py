@@ -1,0 +1,113 @@
+"""The check of zones that come signed, by BIND's `dnssec-signzone`, and what it shows of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from unittest.mock import Mock
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from jitsu_tw.dns.lookup import Zones
+from jitsu_tw.dns.zone import Zone
+from jitsu_tw.sync import signature_check, signed_zones
+from jitsu_tw.sync.signature_check import SOON, Checked, check
+from jitsu_tw.sync.signed_zones import SignedZones
+
+#: The signatures are valid from the one to the other: 2027-01-01 and 2027-02-01, in seconds since 1970.
+FROM, UNTIL = 1798761600, 1801440000
+
+TEXT = "$TTL 60\n@ SOA ns hostmaster 1 60 60 600 60\n NS ns\nns A 192.0.2.1\nwww A 192.0.2.2\n TXT hello\n"
+
+
+class CheckTests(SynchronousTestCase):
+    """Checks a zone of a file."""
+
+    def setUp(self) -> None:
+        """Sign a zone."""
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        (self.folder / "a.zone").write_text(TEXT)
+        key = self.run_("dnssec-keygen", "-q", "-a", "13", "-f", "KSK", "a.test").strip()
+        with (self.folder / "a.zone").open("a") as file:
+            file.write((self.folder / f"{key}.key").read_text())
+        self.run_("dnssec-signzone", "-P", "-z", "-o", "a.test", "-s", "20270101000000", "-e", "20270201000000",
+                  "-f", "signed", "a.zone", key)  # fmt: skip
+        self.text = (self.folder / "signed").read_text()
+
+    def run_(self, *command: str) -> str:
+        """Run a program, which must end well."""
+        return subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True).stdout
+
+    def zone(self, text: str = "") -> Zone:
+        """Return the zone of *text*, or as it was signed."""
+        (self.folder / "served").write_text(text or self.text)
+        return Zone.read(self.folder / "served", "a.test")
+
+    def check(self, text: str = "") -> Checked:
+        """Check the zone of *text*, or as it was signed."""
+        return check(self.zone(text), lambda _: None)
+
+    def test_right(self) -> None:
+        """Right signatures are right, whenever they are valid; their times are found."""
+        found = self.check()
+        self.assertEqual((UNTIL, FROM, ()), (found.earliest, found.latest, found.tampered))
+        (key,) = found.keys
+        ds = self.run_("dnssec-dsfromkey", "-2", "-f", "signed", "a.test").split()
+        self.assertEqual(("active", ds), (key.state, key.ds.upper().replace("A.TEST.", "a.test.").split()))
+        self.assertEqual(9, found.verified)  # SOA, NS, DNSKEY, 3 NSEC, 2 A, TXT
+        self.assertEqual([], found.problems(FROM))
+
+    def test_tampered(self) -> None:
+        """A record that was changed after it was signed is named."""
+        found = self.check(self.text.replace("192.0.2.2", "192.0.2.3"))
+        self.assertEqual(("www.a.test A",), found.tampered)
+        (problem,) = found.problems(FROM)
+        self.assertIn("signatures of the file are wrong, so its answers are bogus: www.a.test A; sign", problem)
+        many = Checked(tampered=tuple(map(str, range(9))))
+        self.assertIn("0, 1, 2, 3, 4 and 4 more;", many.problems(0)[0])
+
+    def test_times(self) -> None:
+        """Signatures that have expired, expire soon, or are not valid yet are problems."""
+        found = self.check()
+        for now, words in ((UNTIL, "a signature has expired at 2027-02-01"), (UNTIL - SOON, "a signature expires at"),
+                           (FROM - 1, "is not valid before 2027-01-01 00:00:00 UTC: see whether a clock")):  # fmt: skip
+            (problem,) = found.problems(now)
+            self.assertIn(words, problem)
+
+    def test_bounded(self) -> None:
+        """No more signatures are verified, and no more records are read, than the limits say."""
+        self.patch(signature_check, "MOST_VERIFIED", 2)
+        self.assertEqual(2, self.check().verified)
+        self.patch(signature_check, "MOST_READ", 0)
+        self.assertEqual(Checked(), self.check())
+
+    def test_other_key(self) -> None:
+        """Signatures of a key that the zone has not are wrong."""
+        key = re.search(r"(?<=257 3 13 \(\n\t{5})\S{20}", self.text)
+        assert key is not None
+        self.assertIn("a.test SOA", self.check(self.text.replace(key[0], "A" * 20)).tampered)
+
+    def test_service(self) -> None:
+        """A zone that comes signed is checked at the start and when it was read anew, and shown with its problems."""
+        self.patch(signed_zones, "deferToThread", maybeDeferred)
+        self.patch(signature_check, "REST", 0.0)
+        good, bad = self.zone(), self.zone(self.text.replace("192.0.2.2", "192.0.2.3"))
+        for zone in (good, bad):
+            zone.secure(Mock())
+        zones = Zones([good])
+        service = SignedZones(zones, lambda: FROM)
+        (status,) = service.statuses()
+        self.assertEqual(("file", "its signatures are being checked", None), (
+            status.signer, status.next, status.earliest_expiry))  # fmt: skip
+        service.start()
+        self.successResultOf(Deferred.fromCoroutine(service.checked()))
+        (status,) = service.statuses()
+        self.assertEqual(("a.test", UNTIL, 9), (status.zone, status.earliest_expiry, status.signatures))
+        self.assertEqual(((), 1), (status.problems, len(status.keys)))
+        zones.put(bad)
+        service.replaced([bad])
+        (status,) = service.statuses()
+        self.assertIn("www.a.test A", str(status.problems))
