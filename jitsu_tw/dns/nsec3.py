@@ -75,10 +75,10 @@ class Nsec3Records:
         """
         self._zone = zone
         where = to_text(zone.key)
-        offered = [parameters(rdata) for rdata in zone.nodes[zone.key].rrsets[NSEC3PARAM].rdatas]
+        offered = [parameters(rdata) for rdata in zone.nodes[zone.key].rrsets[NSEC3PARAM].rdatas if not rdata[1]]
         usable = [found for algorithm, found in offered if algorithm == _SHA1]
         if not usable:
-            message = f"hash algorithm {offered[0][0]} is not known: sign the zone with algorithm 1, SHA-1"
+            message = "no record with algorithm 1, SHA-1, and flags 0 (RFC 5155, 4.1.2): sign the zone with them"
             raise ZoneError(f"{where} NSEC3PARAM: {message}")
         usable.sort(key=lambda found: found.iterations)
         self.parameters = usable[0]

@@ -92,6 +92,7 @@ class JitsuResolver(Authority):
         """Find VMs by their names in *zones*, and summon them from *fleet*."""
         super().__init__()
         self._zones, self._fleet = zones, fleet
+        self._authority = ZoneAuthority(zones)
         self._places = Places(MOST_WAITING, MOST_OF_ONE)
 
     def answer(self, question: Question) -> Deferred[Answer] | None:
@@ -116,18 +117,20 @@ class JitsuResolver(Authority):
             self._answered, question, outcome, self._zones.edition
         )
 
-    def _answered(self, ready: bool, question: Question, outcome: Found, edition: object) -> Answer:  # noqa: FBT001
+    def _answered(
+        self, ready: bool, question: Question, outcome: Found, edition: object  # noqa: FBT001
+    ) -> Answer | Deferred[Answer]:
         """
         Return the answer to *question*, when the VM is *ready* or the client has waited long enough.
 
         If the zones have changed since their *edition* had the *outcome*, the VM may have another address by now; if
-        the name is not that VM's any more, the old answer goes out, but is not kept.
+        the name is not that VM's any more, *question* is answered anew: the zones cannot prove the old answer.
         """
         vm = outcome.vm
         if edition is not self._zones.edition:
             latest = self._zones.lookup(question.asked, question.type)
             if not isinstance(latest, Found) or latest.vm != vm:
-                return Answer(outcome.answer)
+                return self.answer(question) or self._authority.query(question)
             outcome = latest
         if ready:
             return Answer(outcome.answer, vm=vm)

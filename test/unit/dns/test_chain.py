@@ -114,7 +114,7 @@ class NsecChainTests(ChainTestCase):
         whole = path.read_text() + (path.parent / f"{key}.key").read_text()
         path.write_text(whole)
         signed = path.with_suffix(".signed")
-        arguments = ["-q", "-P", "-z", "-K", folder, "-o", "example", "-f", str(signed), str(path)]
+        arguments = ["-q", "-P", "-z", "-K", folder, "-d", folder, "-o", "example", "-f", str(signed), str(path)]
         subprocess.run(["dnssec-signzone", *arguments], check=True, capture_output=True, timeout=60)
         theirs = {}
         for name, _, rdata in dns.zone.from_file(str(signed), "example.", relativize=False).iterate_rdatas("NSEC"):

@@ -99,7 +99,7 @@ class BindTests(KeyTestCase):
                 zone = self.path / "zone"
                 text = "$TTL 60\n@ SOA ns hostmaster 1 60 60 600 60\n NS ns\nns A 192.0.2.1\n"
                 zone.write_text(f"{text}{path.read_text()}")
-                run("dnssec-signzone", "-z", "-o", "example.org", "-f", f"{zone}.signed", zone, path)
+                run("dnssec-signzone", "-z", "-d", self.path, "-o", "example.org", "-f", f"{zone}.signed", zone, path)
                 run("dnssec-verify", "-z", "-o", "example.org", f"{zone}.signed")
 
     def test_settime(self) -> None:

@@ -374,20 +374,32 @@ class WarmTests(ServerTestCase):
         self.assertIn(b"\x0a\0\0\x09", kept or b"")
 
     def test_moved_meanwhile(self) -> None:
-        """A name that another VM has got while the client waited: its answer is not kept."""
+        """A client that waits while another VM gets the name gets the other one's address, and that VM is summoned."""
         answer, kept = self.given_meanwhile("www", "10.0.0.1")
-        self.assertIn("10.0.0.6", answer)
-        self.assertIsNone(kept)
+        self.assertIn("10.0.0.1", answer)
+        self.assertIn(b"\x0a\0\0\x01", kept or b"")
+        self.assertEqual("up", self.world.machine("www").state.value)
+
+    def test_removed_meanwhile(self) -> None:
+        """A client that waits while the name is removed learns that it does not exist."""
+        answer, kept = self.given_meanwhile("", "")
+        self.assertEqual(("NXDOMAIN", None), (answer, kept))
 
     def given_meanwhile(self, vm: str, ip: str) -> tuple[str, bytes | None]:
-        """Give a VM's name to *vm*, at *ip*, while a client waits; return its answer, and what is kept."""
+        """
+        Give a VM's name to *vm*, at *ip*, or to none, while a client waits.
+
+        Return the client's answer, or what the error is, and what is kept.
+        """
         query, name = self.wire("slow.jitsu.test"), from_text("slow.jitsu.test")
         replies = self.send(query)
         self.zones.remove_vm(name)
-        self.zones.add_vm(name, vm, [ip_address(ip)], 60)
+        if vm:
+            self.zones.add_vm(name, vm, [ip_address(ip)], 60)
         self.warm.clear()
         self.world.pump(1)
-        return str(dns.message.from_wire(replies[0]).answer), self.hit(query)
+        reply = dns.message.from_wire(replies[0])
+        return str(reply.answer) if reply.answer else dns.rcode.to_text(reply.rcode()), self.hit(query)
 
     def test_renews_the_lease(self) -> None:
         """A warm answer is a use: the lease is renewed and the question counted, for status and for the state."""
