@@ -16,6 +16,10 @@ asked for:
   exist by an NSEC record of its own, which has all types that it may come to have but that one.
 - An undelegated zone inside is denied DS as a delegation is, so that its answers are insecure, not bogus.
 
+A wildcard of the zone's file beside that of a template answers for names two labels or more below ``P``, too. To prove
+that, the name right below ``P`` has to be denied; but the wildcard's own record, which a cache would need besides, has
+the types of addresses.
+
 A transfer has the whole chain, since a secondary knows no other names than those that exist.
 """
 

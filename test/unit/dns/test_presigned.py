@@ -253,6 +253,20 @@ class Nsec3Tests(PresignedTestCase):
         error = self.assertRaises(ZoneError, Zone.read, zone)
         self.assertRegex(str(error), "other.test NSEC3PARAM: 101 iterations, .* 100 at most .* sign the zone with 0")
 
+    def test_two_chains(self) -> None:
+        """Of two chains, as there are while a salt is changed (RFC 5155, 10.4), one proves; a transfer has both."""
+        text = self.paths["other.test"].read_text()
+        second = signed(Path(self.write(OTHER)), "other.test", "-3", "ccdd", "-H", "5").read_text()
+        others = re.findall(r"^.*\sNSEC3\s+1 .*\n", second, re.MULTILINE)
+        zone = Zone.read(self.write(text + "".join(others)))
+        security = zone.security
+        assert isinstance(security, Presigned)
+        self.assertFalse([line for line in security.faults() if "broken" in line])
+        for name in ("nobody", "x.y", "host.ns"):
+            salts = {rrset.rdatas[0][5:7] for rrset in security.denial.no_name(from_text(f"{name}.other.test"))}
+            self.assertEqual({b"\xaa\xbb"}, salts)
+        self.assertEqual(2 * len(others), len(list(security.denial.rrsets())))
+
     def test_damaged(self) -> None:
         """A chain with a gap is told; without the apex, with another algorithm, or with odd owners, it is refused."""
         lines = self.paths["other.test"].read_text().splitlines()

@@ -6,6 +6,8 @@ The zones are signed by dnspython, and the validator is of dnspython, too.
 
 from __future__ import annotations
 
+import contextlib
+import random
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.rdata
 import dns.rdatatype
 from dns.rdatatype import CNAME, DS, NSEC, RRSIG, SOA
 from twisted.internet.defer import fail, succeed
@@ -28,7 +31,7 @@ from jitsu_tw.dns.rrl import Limiter
 from jitsu_tw.dns.server import Server
 from jitsu_tw.dns.wire import RR, RRset, Source, from_text
 from jitsu_tw.dns.zone import Zone
-from jitsu_tw.errors import BootFailed
+from jitsu_tw.errors import BootFailed, Unanswerable, ZoneError
 from test.support import World, vm
 from test.support.zones import HEAD, ZoneTestCase
 from test.unit.dns.validator import Bogus, Signer, Validator
@@ -390,6 +393,58 @@ class TemplatesTests(SecureTestCase):
                 found = [dns.rdatatype.to_text(rrset.rdtype) for rrset in reply.answer if rrset.rdtype != RRSIG]
                 self.assertEqual((rcode, types), (dns.rcode.to_text(reply.rcode()), " ".join(found)))
                 self.assertEqual("secure", self.validator.check(reply))
+
+
+class RandomTests(ZoneTestCase):
+    """Ask zones of random records of few names, where wildcards, aliases and cuts often meet."""
+
+    LABELS = ("a", "b", "*", "d\\000", "Z")
+    RECORDS = ("A 192.0.2.1", "TXT x", "CNAME {}", "NS ns", "DNAME {}", f"DS 1 13 2 {'AB' * 32}", "MX 1 {}")
+    TYPES = ("A", "TXT", "NS", "DS", "NSEC", "ANY", "CNAME", "DNAME", "SOA")
+
+    def name(self, chosen: random.Random) -> str:
+        """Return a random name of one to three labels."""
+        return ".".join(chosen.choices(self.LABELS, k=chosen.randint(1, 3)))
+
+    def zone(self, chosen: random.Random) -> Zone:
+        """Return a signed zone of random records, templates and VMs; records that clash are left out."""
+        zone = Zone.read(self.write(f"$ORIGIN x.test.\n{HEAD}@ NS ns\nns A 192.0.2.1\n"))
+        for _ in range(chosen.randint(2, 12)):
+            rtype, _, data = chosen.choice(self.RECORDS).format(f"{self.name(chosen)}.x.test.").partition(" ")
+            rdata = dns.rdata.from_text("IN", rtype, data, dns.name.from_text("x.test"), relativize=False)
+            with contextlib.suppress(ZoneError):
+                zone.add(from_text(f"{self.name(chosen)}.x.test"), int(rdata.rdtype), 300, rdata.to_wire() or b"")
+        Signer(zone)
+        for number in range(chosen.randint(0, 4)):
+            name = self.name(chosen)
+            addresses = [] if name[0] == "*" and number % 2 else [ip_address("10.0.0.1")]
+            with contextlib.suppress(ZoneError):
+                zone.add_vm(from_text(f"{name}.x.test"), f"{number}", addresses, 60)
+        return zone
+
+    def test_random(self) -> None:
+        """Each answer is believed, if its chain of aliases has an end in the zone."""
+        for seed in range(12):
+            chosen = random.Random(seed)
+            zones = Zones([self.zone(chosen)])
+            validator, authority = Validator.of(zones), ZoneAuthority(zones)
+            for _ in range(30):
+                full = dns.name.from_text(f"{self.name(chosen)}.x.test.")
+                octets = dns.message.make_query(full, chosen.choice(self.TYPES), want_dnssec=True).to_wire()
+                query = parse(octets)
+                assert isinstance(query, Query)
+                try:
+                    answer = authority.answer(query.question)
+                except Unanswerable as fault:
+                    reply = Reply(fault.rcode, aa=True, answer=fault.answer, authority=fault.authority)
+                else:
+                    assert answer is not None
+                    reply = Reply(0, answer.aa, *answer)
+                if (len(reply.answer) > 1 and not reply.authority) or full.is_wild():
+                    continue
+                message = dns.message.from_wire(write(query, secure.complete(query, reply, zones), None))
+                with self.subTest(seed=seed, message=str(message)):
+                    validator.check(message)
 
 
 class _Templates:
