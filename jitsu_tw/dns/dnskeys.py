@@ -38,7 +38,7 @@ from jitsu_tw.dns.wire import ROOT, to_text
 from jitsu_tw.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
 #: The algorithms (RFC 6605; RFC 8080), with BIND's names.
@@ -362,6 +362,27 @@ def make(directory: Path, zone: bytes, algorithm: int, times: Times, taken: Iter
     return key
 
 
+def finish(directory: Path, zone: bytes, known: Container[str]) -> None:
+    """
+    Write the public files of new keys of *zone* that a process did not come to write; the directory is `locked`.
+
+    Args:
+        directory: of the keys.
+        zone: its name.
+        known: the algorithms and tags, as ``013+12345``, of the keys whose public file must be there.
+
+    Raises:
+        KeyFileError: a private file cannot be used, or a public one not be written.
+    """
+    for private in directory.glob(f"{stem(zone)}+*.private"):
+        match, public = _NAME.fullmatch(private.name), private.with_suffix(".key")
+        if match is None or public.exists() or f"{match[2]}+{match[3]}" in known or int(match[2]) not in ALGORITHMS:
+            continue
+        key = _private(private, zone, int(match[2]))
+        if key.stem == private.name.removesuffix(".private"):
+            write(directory, key)
+
+
 def write(directory: Path, key: Key, *, new: bool = False) -> None:
     """
     Write the files of *key*, the private one first; those that are there are replaced, unless it is *new*.
@@ -370,12 +391,16 @@ def write(directory: Path, key: Key, *, new: bool = False) -> None:
         KeyFileError: that cannot be done; each file is what it was before, or new.
     """
     private, public = key.texts()
+    done: list[Path] = []
     for suffix, mode, text in (("private", 0o600, private), ("key", 0o644, public)):
         path = directory / f"{key.stem}.{suffix}"
         try:
             _replace(path, mode, text, os.link if new else os.replace)
         except OSError as error:
+            for one in done if new else ():
+                one.unlink(missing_ok=True)
             raise KeyFileError(f"cannot be written: {error.strerror}", path) from error
+        done.append(path)
 
 
 def _replace(path: Path, mode: int, text: str, put: Callable[[Path, Path], None]) -> None:

@@ -134,9 +134,7 @@ class ZoneSigning(SignedZones):
         with dnskeys.locked(self._dnssec.keys):
             found = dnskeys.read(self._dnssec.keys, todo)
             for key, zone in todo.items():
-                keys = found[key]
-                if isinstance(keys, KeyFileError):
-                    raise keys
+                keys = _whole(self._dnssec.keys, key, self._kept, found[key])
                 if gone := _gone(self._dnssec.keys, key, self._kept, keys):
                     raise gone
                 if not keys:
@@ -307,7 +305,7 @@ class ZoneSigning(SignedZones):
     @deferred
     async def _change(self, zone: str, change: Change) -> ZoneStatus:
         """Write what *change* makes of the keys of *zone*, and use them."""
-        signed = next((one for one in self._signed() if to_text(one.zone.key) == zone.lower().removesuffix(".")), None)
+        signed = next((one for one in self._signed() if to_text(one.zone.key) == plain(zone)), None)
         if signed is None:
             raise self._refusal(zone)
         keys = await deferToThread(self._changed_files, signed.zone, change)
@@ -320,9 +318,7 @@ class ZoneSigning(SignedZones):
         """Change the files of the keys of *zone*, and return its keys; in a thread."""
         directory = self._dnssec.keys
         with dnskeys.locked(directory):
-            keys = dnskeys.read(directory, [zone.key])[zone.key]
-            if isinstance(keys, KeyFileError):
-                raise keys
+            keys = _whole(directory, zone.key, self._kept, dnskeys.read(directory, [zone.key])[zone.key])
             if gone := _gone(directory, zone.key, self._kept, keys):
                 raise gone
             new, changed = change({key.tag: key.times for key in keys}, zone)
@@ -346,6 +342,25 @@ def _gone(directory: Path, zone: bytes, kept: Mapping[str, str], keys: Iterable[
     return None
 
 
+def _whole(
+    directory: Path, zone: bytes, kept: Mapping[str, str], keys: tuple[Key, ...] | KeyFileError
+) -> tuple[Key, ...]:
+    """
+    Return *keys*, those of *zone*, or finish what a process has begun that was killed; the directory is `locked`.
+
+    A key that the state does not have, in *kept*, has signed nothing that was served.
+
+    Raises:
+        KeyFileError: a key cannot be used.
+    """
+    if isinstance(keys, KeyFileError):
+        dnskeys.finish(directory, zone, kept.get(zone_label(zone), "").split())
+        keys = dnskeys.read(directory, [zone])[zone]
+    if isinstance(keys, KeyFileError):
+        raise keys
+    return keys
+
+
 def is_wanted(dnssec: Dnssec, zone: Zone) -> bool:
     """Return whether Jitsu is to sign *zone*, as *dnssec* says, and does not sign it yet."""
     return zone.security is None and (not dnssec.zones or zone.key in {name.lower() for name in dnssec.zones})
@@ -367,7 +382,7 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
     Raises:
         JitsuError: Jitsu runs, or does not sign the zone; or keys are gone, and *lost* is not set; or the reverse.
     """
-    found = next((one for one in zones if to_text(one.key) == zone.lower().removesuffix(".")), None)
+    found = next((one for one in zones if to_text(one.key) == plain(zone)), None)
     if settings.dnssec is None or found is None or not is_wanted(settings.dnssec, found):
         raise ConfigError(f"Jitsu is not to sign {zone}; the configuration names the zones, in the group dnssec")
     assert settings.persistdb is not None
@@ -375,9 +390,7 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
     tree, label = store.open(), zone_label(found.key)
     before = tree.get(f"{DNSSEC}/{label}", "")
     with dnskeys.locked(directory):
-        keys = dnskeys.read(directory, [found.key])[found.key]
-        if isinstance(keys, KeyFileError):
-            raise keys
+        keys = _whole(directory, found.key, {label: before}, dnskeys.read(directory, [found.key])[found.key])
         gone = _gone(directory, found.key, {label: before}, keys)
         if gone is not None and not lost:
             raise gone
@@ -399,6 +412,11 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
     store.history.commit({f"{DNSSEC}/{label}": after}, message)
     store.close()
     return lines
+
+
+def plain(zone: str) -> str:
+    """Return the name of a zone that an operator has written, as `to_text` has it."""
+    return zone.lower().removesuffix(".") or "."
 
 
 def name(key: Key) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import attrs
 import dns.dnssec
@@ -16,6 +17,7 @@ from dns.dnssecalgs import get_algorithm_cls_from_dnskey
 from dns.rdtypes.ANY.DNSKEY import DNSKEY
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.dns import dnskeys
 from jitsu_tw.dns.dnskeys import (
     ECDSAP256SHA256,
     ED25519,
@@ -23,6 +25,7 @@ from jitsu_tw.dns.dnskeys import (
     MOST_KEYS,
     Key,
     KeyFileError,
+    finish,
     locked,
     make,
     put,
@@ -161,6 +164,31 @@ class FilesTests(KeyTestCase):
         (self.path / f".{made.stem}.private.new").write_text("half")
         write(self.path, made)
         self.assertEqual((made,), self.keys())
+
+    def test_finished(self) -> None:
+        """A key whose public file was never written gets it, unless it is one that must be there."""
+        made = make(self.path, ZONE, ED25519, TIMES)
+        public = self.path / f"{made.stem}.key"
+        text = public.read_text()
+        public.unlink()
+        finish(self.path, ZONE, [f"015+{made.tag:05}"])
+        self.assertFalse(public.exists())
+        finish(self.path, ZONE, [])
+        self.assertEqual((text, (made,)), (public.read_text(), self.keys()))
+
+    def test_disk_full(self) -> None:
+        """Of a new key of which one file cannot be written, nothing is left."""
+        replace = dnskeys._replace
+
+        def full(path: Path, *more: Any) -> None:
+            if path.suffix == ".key":
+                raise OSError(28, "No space left on device")
+            replace(path, *more)
+
+        self.patch(dnskeys, "_replace", full)
+        with self.assertRaisesRegex(KeyFileError, "key: cannot be written: No space left on device"):
+            make(self.path, ZONE, ED25519, TIMES)
+        self.assertEqual([], list(self.path.iterdir()))
 
     def test_new(self) -> None:
         """A new key never replaces files that are there."""

@@ -189,6 +189,15 @@ class StartTests(SigningTestCase):
         with self.assertRaisesRegex(KeyFileError, "a.test: no key signs now: restore the key files"):
             self.begin()
 
+    def test_killed(self) -> None:
+        """A start that was killed between the two files of its first key does not keep the next one from starting."""
+        self.begin()
+        (key,) = self.signed.keys
+        self.store.tree.clear()
+        (self.keys / f"{key.stem}.key").unlink()
+        self.begin()
+        self.assertEqual((key,), self.signed.keys)
+
     def test_together(self) -> None:
         """Two nodes with one directory have one key."""
         self.begin()
@@ -407,6 +416,11 @@ class RolloverTests(SigningTestCase):
         self.assertEqual(1, self.apex(DNSKEY))
         self.wait()
         self.assertEqual(2, self.apex(DNSKEY))
+
+    def test_root(self) -> None:
+        """The root zone is rolled like others."""
+        service = self.begin(zones=("a.test", "."))
+        self.assertEqual(".", self.done(service.rollover(".")).zone)
 
     def test_by_hand(self) -> None:
         """New times of a key, set with BIND's program, are followed."""
