@@ -43,7 +43,8 @@ def signed(path: Path, apex: str, *arguments: str) -> Path:
     path.write_text(path.read_text() + (path.parent / f"{key}.key").read_text())
     result = path.with_suffix(".signed")
     times = ["-s", TIMES[0], "-e", TIMES[1]]
-    command = ["dnssec-signzone", "-q", "-P", "-z", "-O", "full", *times, *arguments, "-K", folder, "-d", folder, "-o", apex]
+    folders = ["-K", folder, "-d", folder]
+    command = ["dnssec-signzone", "-q", "-P", "-z", "-O", "full", *times, *arguments, *folders, "-o", apex]
     subprocess.run([*command, "-f", str(result), str(path)], check=True, capture_output=True, timeout=60)
     return result
 
