@@ -22,8 +22,8 @@ from jitsu_tw.dns.chain import NsecChain
 from jitsu_tw.dns.dnskeys import KeyFileError
 from jitsu_tw.dns.keytimes import Times
 from jitsu_tw.dns.signing import EARLIER, Signed
-from jitsu_tw.dns.wire import to_text
-from jitsu_tw.errors import ConfigError, StoreError
+from jitsu_tw.dns.wire import NSEC, NSEC3, NSEC3PARAM, RRSIG, to_text
+from jitsu_tw.errors import ConfigError, StoreError, ZoneError
 from jitsu_tw.idnssec import KeyStatus, ZoneStatus
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.layout import DNSSEC, STATISTICS, zone_label
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks at the directory, and at the times of the keys.
 LOOK_EVERY: Final = 5.0
+
+#: The types by which a zone was signed, beside its keys.
+PROOFS: Final = frozenset({RRSIG, NSEC, NSEC3, NSEC3PARAM})
 
 #: The parts of the validity of signatures between two looks for those that are to be renewed: secondaries fetch the
 #: zone each time that there are some.
@@ -127,10 +130,13 @@ class ZoneSigning(SignedZones):
 
         Raises:
             KeyFileError: a key is missing, or cannot be used.
+            ZoneError: a zone has records of an earlier signing.
         """
         todo = {zone.key: zone for zone in zones if is_wanted(self._dnssec, zone)}
         if not todo:
             return
+        for zone in todo.values():
+            _check_unsigned(zone)
         with dnskeys.locked(self._dnssec.keys):
             found = dnskeys.read(self._dnssec.keys, todo)
             for key, zone in todo.items():
@@ -340,6 +346,20 @@ def _gone(directory: Path, zone: bytes, kept: Mapping[str, str], keys: Iterable[
             message = f"{to_text(zone)} is signed with this key, and it is gone: restore it and its .key file; or,"
             return KeyFileError(f"{message} if it is lost, end Jitsu, and: jitsuctl dnssec init --lost", path)
     return None
+
+
+def _check_unsigned(zone: Zone) -> None:
+    """
+    Refuse *zone* if it has signatures or proofs of an earlier signing: beside Jitsu's own, these would be wrong.
+
+    Raises:
+        ZoneError: it has; a name has one NSEC record (RFC 4035, 2.3), and NSEC3PARAM is for its chain (RFC 5155, 4).
+    """
+    for key, node in zone.nodes.items():
+        if not PROOFS.isdisjoint(node.rrsets):
+            message = f"{to_text(key)} has records of an earlier signing: take RRSIG, NSEC, NSEC3 and NSEC3PARAM out,"
+            message += " as Jitsu is to sign the zone; or sign the whole zone again, with DNSKEY"
+            raise ZoneError(message, zone.path)
 
 
 def _whole(

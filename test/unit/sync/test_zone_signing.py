@@ -19,9 +19,9 @@ from jitsu_tw.dns.dnskeys import Key, KeyFileError
 from jitsu_tw.dns.keytimes import RolloverError, Times
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.signing import Signed
-from jitsu_tw.dns.wire import CDNSKEY, CDS, DNSKEY, RRset, from_text, to_text
+from jitsu_tw.dns.wire import CDNSKEY, CDS, DNSKEY, NSEC, NSEC3, NSEC3PARAM, RRSIG, RRset, from_text, to_text
 from jitsu_tw.dns.zone import Zone
-from jitsu_tw.errors import ConfigError, StoreError
+from jitsu_tw.errors import ConfigError, StoreError, ZoneError
 from jitsu_tw.settings import Dnssec, Settings
 from jitsu_tw.store.git import GitStore
 from jitsu_tw.store.memory import MemoryStore
@@ -188,6 +188,17 @@ class StartTests(SigningTestCase):
         self.wall = NOW - 1
         with self.assertRaisesRegex(KeyFileError, "a.test: no key signs now: restore the key files"):
             self.begin()
+
+    def test_leftovers(self) -> None:
+        """A zone with records of an earlier signing is refused with the remedy, before a key is made."""
+        service = self.begin("b.test")
+        for type_ in (RRSIG, NSEC, NSEC3, NSEC3PARAM):
+            zone = Zone.made_up(from_text("b.test"), TTL)
+            zone.add(from_text("x.b.test"), type_, TTL, b"\0\1" + bytes(20))
+            with self.assertRaisesRegex(ZoneError, "x.b.test has records of an earlier signing: take RRSIG, NSEC,"):
+                service.secure([zone])
+            self.assertIsNone(zone.security)
+        self.assertEqual([], self.files())
 
     def test_killed(self) -> None:
         """A start that was killed between the two files of its first key does not keep the next one from starting."""
