@@ -78,23 +78,38 @@ class TemplateResolver(Authority):
     async def _answer(self, question: Question, outcome: NoData, template: str, label: str | None) -> Answer:
         source = question.source
         if label is None:
-            raise _missing(outcome)
+            return self._absent(question, outcome)
         if source is None:  # Jitsu itself asks, which makes no VM
             return Answer(outcome.answer, [outcome.soa])
         began = self._reactor.seconds()
         wants = question.type in SUMMONING and self._templates.serves(template, VERSIONS[question.type])
         found = self._templates.make if wants else self._templates.exists
-        known = found(template, label, source).addTimeout(self._answer_by(), self._reactor, _late)
-        if not await known:
-            raise _missing(outcome)
-        if not wants:
-            return self._without(question, outcome)
-        question.outcome = None
-        answer = self._summoning.answer(question)
-        if answer is None:
-            raise BootFailed(f"{label}.{template}: it has gone already; ask again")
+        exists = await found(template, label, source).addTimeout(self._answer_by(), self._reactor, _late)
+        latest = self._zones.lookup(question.asked, question.type)
+        if isinstance(latest, NoData) and latest.vm == template:
+            if not exists:
+                return self._absent(question, latest)
+            if wants:
+                raise BootFailed(f"{label}.{template}: it has gone already; ask again")
+            return self._without(question, latest)
         left = max(0.0, self._answer_by() - (self._reactor.seconds() - began))
+        answer = self._summoning.answer_anew(question)
         return await answer.addTimeout(left, self._reactor, partial(_not_ready, question))
+
+    def _absent(self, question: Question, outcome: NoData) -> Answer:
+        """
+        Return the answer for a name that its template does not have: a wildcard of the zone's file may have records.
+
+        Raises:
+            Unanswerable: there is no such name. (A frame that kept this error would be a cycle with its traceback: with
+                many random names, much garbage.)
+        """
+        key = (outcome.answer[-1].rdata if outcome.answer else question.asked).lower()
+        zone = self._zones.find(key)
+        node = zone.match(key) if zone is not None else None
+        if node is None or not node.rrsets:
+            raise Unanswerable(dns.ENAME, outcome.answer, [outcome.soa])
+        return self._without(question, outcome)
 
     @staticmethod
     def _without(question: Question, outcome: NoData) -> Answer:
@@ -103,15 +118,6 @@ class TemplateResolver(Authority):
             return Answer(outcome.answer, [outcome.soa])
         owner = outcome.answer[-1].rdata if outcome.answer else question.asked
         return Answer([*outcome.answer, RR(owner, dns.HINFO, outcome.soa.ttl, MINIMAL_ANY)])
-
-
-def _missing(outcome: NoData) -> Unanswerable:
-    """
-    Return the error that a name does not exist.
-
-    A frame that kept it would be a cycle with its traceback: with many random names, much garbage.
-    """
-    return Unanswerable(dns.ENAME, outcome.answer, [outcome.soa])
 
 
 def _late(_: object, seconds: float) -> None:

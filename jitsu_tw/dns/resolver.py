@@ -130,11 +130,16 @@ class JitsuResolver(Authority):
         if edition is not self._zones.edition:
             latest = self._zones.lookup(question.asked, question.type)
             if not isinstance(latest, Found) or latest.vm != vm:
-                return self.answer(question) or self._authority.query(question)
+                return self.answer_anew(question)
             outcome = latest
         if ready:
             return Answer(outcome.answer, vm=vm)
         return Answer(outcome.answer, ede=((EDE_NOT_READY, f"{vm} is still starting"),))
+
+    def answer_anew(self, question: Question) -> Deferred[Answer]:
+        """Answer *question*, whose client has waited, as the zones are now."""
+        question.outcome = None
+        return self.answer(question) or self._authority.query(question)
 
     def _patiently(self, ready: Deferred[bool], source: Source | None) -> Deferred[bool]:
         """Return *ready* if one more question of *source* may wait; else a Deferred that has fired with False."""

@@ -148,22 +148,16 @@ class _Completion:
         return *ds, *self._signed(ds)
 
     def _denied(self, rcode: int) -> int:
-        """
-        Note the proof that there is no answer; return the response code.
-
-        If a name does not exist for its template, but a wildcard of the file has records of other types for it, these
-        show that it does.
-        """
+        """Note the proof that there is no answer; return the response code, as the zones are now."""
         zone = self._secure(self.last, self.question.type)
         if zone is None or zone.security is None:
             return rcode
         denial, node = zone.security.denial, zone.match(self.last)
-        if node is not None and (rcode == NOERROR or node.rrsets):
-            self._prove(zone, denial.no_type(self.last, self.question.type))
-            return NOERROR
-        if rcode == ENAME:
+        if node is None or (rcode == ENAME and not node.rrsets):  # such a node may be a template's
             self._prove(zone, denial.no_name(self.last))
-        return rcode
+            return ENAME
+        self._prove(zone, denial.no_type(self.last, self.question.type))
+        return NOERROR
 
     def _prove(self, zone: Zone, proofs: Iterable[RRset]) -> None:
         """Add the *proofs* of *zone*."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
@@ -164,6 +165,33 @@ class OnDemandTests(SynchronousTestCase):
         answer = cloud.ask()
         done.callback(True)  # noqa: FBT003
         self.assertIn("it has gone already", str(self.failureResultOf(answer, BootFailed).value))
+
+    def test_changed_meanwhile(self) -> None:
+        """A client that waits while the zones change is answered as they are then."""
+        cloud = self.cloud(vms="vms:\n  - {name: www, dns: www.jitsu.test, ip: 10.2.0.1}")
+        made: Deferred[bool] = Deferred()
+        self.patch(cloud.templates, "make", lambda *_: made)
+        answer = cloud.ask()
+        cloud.zones.add_vm(from_text("alice.sites.jitsu.test"), "www", [ip_address("10.2.0.1")], 60)
+        made.callback(False)  # noqa: FBT003
+        cloud.pump(1)
+        self.assertEqual("alice.sites.jitsu.test A 10.2.0.1", cloud.told(answer))
+        exists: Deferred[bool] = Deferred()
+        self.patch(cloud.templates, "exists", lambda *_: exists)
+        answer = cloud.ask("bob.sites", TXT)
+        cloud.zones.remove_vm(from_text("*.sites.jitsu.test"))
+        exists.callback(True)  # noqa: FBT003
+        self.assertEqual(NXDOMAIN, cloud.told(answer))
+
+    def test_beside_a_wildcard(self) -> None:
+        """A name that the template does not have exists by a wildcard of the file that has other records for it."""
+        cloud = self.cloud()
+        zone = cloud.zones.find(from_text("jitsu.test"))
+        assert zone is not None
+        zone.add(from_text("*.sites.jitsu.test"), TXT, 60, b"\1x")
+        self.assertEqual('mallory.sites.jitsu.test TXT "x"', cloud.told(cloud.ask("mallory.sites", TXT)))
+        self.assertEqual(NODATA, cloud.told(cloud.ask("mallory.sites")))
+        self.assertEqual(ALICE, cloud.told(cloud.ask()))
 
     def test_ready(self) -> None:
         """The answer for a VM that is up may be kept, as that for any other."""

@@ -386,6 +386,7 @@ class TemplatesTests(SecureTestCase):
             ("mallory.both", "TXT", "NOERROR", "TXT"),
             ("mallory.both", "A", "NOERROR", ""),
             ("alice.both", "MX", "NOERROR", ""),
+            ("mallory.both", "NSEC", "NOERROR", "NSEC"),
         ):
             with self.subTest(name=name, type=qtype):
                 reply = self.ask(name, qtype)
