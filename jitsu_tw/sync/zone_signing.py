@@ -12,6 +12,7 @@ import time
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+import attrs
 from twisted.internet.defer import DeferredLock
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
@@ -407,31 +408,49 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
         raise ConfigError(f"Jitsu is not to sign {zone}; the configuration names the zones, in the group dnssec")
     assert settings.persistdb is not None
     store, directory = GitStore(settings.persistdb), settings.dnssec.keys
-    tree, label = store.open(), zone_label(found.key)
-    before = tree.get(f"{DNSSEC}/{label}", "")
+    label, is_first = zone_label(found.key), not settings.persistdb.exists()
+    before = "" if is_first else store.open().get(f"{DNSSEC}/{label}", "")
+    kept = {label: before}
+    if not directory.exists():  # what is refused makes nothing
+        _check_lost(directory, zone, _gone(directory, found.key, kept, ()), lost=lost)
     with dnskeys.locked(directory):
-        keys = _whole(directory, found.key, {label: before}, dnskeys.read(directory, [found.key])[found.key])
-        gone = _gone(directory, found.key, {label: before}, keys)
-        if gone is not None and not lost:
-            raise gone
-        if gone is None and lost:
-            raise ConfigError(f"no key of {zone} is lost: all that the state has are in {directory}")
+        lines = dnskeys.salvage(directory, found.key) if lost else []
+        keys = _whole(directory, found.key, kept, dnskeys.read(directory, [found.key])[found.key])
+        gone = _gone(directory, found.key, kept, keys)
+        if not lines:
+            _check_lost(directory, zone, gone, lost=lost)
         now = time.time()
         plan = keytimes.plan({key.tag: key.times for key in keys}, now)
         used = [name(key) for key in keys if key.tag in plan.published]
         if plan.signing:
-            lines = [f"{zone} has a key that signs, so no other one was made"]
+            key = next(key for key in keys if key.tag == plan.signing[-1])
+            if gone is not None and LEAVING not in before:  # the one that was to take its place may be lost
+                times = attrs.evolve(key.times, inactive=None, delete=None, sync_delete=None)
+                dnskeys.put(directory, [key], {key.tag: times})
+            lines.append(f"{zone} has the key {key.stem}, which signs, so no other one was made; its DS record:")
         else:
-            times = Times.beginning(int(now), longest_ttl(found))
+            # Where a key is lost, resolvers refuse the zone already: the new DS record cannot come too early.
+            times = Times.beginning(int(now), longest_ttl(found) if gone is None else 0)
             taken = [key.tag for key in keys]
             key = dnskeys.make(directory, found.key, settings.dnssec.algorithm, times, taken)
             used.append(name(key))
-            lines = [f"made the key {key.stem}; its DS record for the parent:", ds_text(key)]
+            lines.append(f"made the key {key.stem}; its DS record for the parent:")
+        lines.append(ds_text(key))
+    if is_first:
+        store.open()
     after = " ".join(used)
     message = f"Keys of {to_text(found.key)}: {after}, before {before or 'none'}"
     store.history.commit({f"{DNSSEC}/{label}": after}, message)
     store.close()
     return lines
+
+
+def _check_lost(directory: Path, zone: str, gone: KeyFileError | None, *, lost: bool) -> None:
+    """Refuse to go on if a key of *zone* is *gone*, and the operator has not said that it is *lost*; or the reverse."""
+    if gone is not None and not lost:
+        raise gone
+    if gone is None and lost:
+        raise ConfigError(f"no key of {zone} is lost: all that the state has are in {directory}")
 
 
 def plain(zone: str) -> str:

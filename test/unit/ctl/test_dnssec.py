@@ -110,3 +110,19 @@ class DnssecTests(SynchronousTestCase):
         self.assertIn("made the key", self.run_("init", "--lost", "a.test", "--config", "jitsu.yaml").output)
         self.assertIn("Jitsu is not to sign b.test", self.run_("init", "b.test", code=1).output)
         self.assertEqual([], self.asked)
+
+    def test_owner(self) -> None:
+        """As root, what is made belongs to the owner of the state, or of the directory in which it will be."""
+        folder = Path(tempfile.mkdtemp())
+        (folder / "jitsu.yaml").write_text(CONFIGURATION.replace("state.git", f"{folder}/new/state.git"))
+        if os.geteuid() == 0:
+            os.chown(folder, 65534, 65534)
+        became: list[int] = []
+        self.patch(os, "geteuid", lambda: 0)
+        self.patch(os, "setegid", became.append)
+        self.patch(os, "seteuid", became.append)
+        for state in (folder, folder / "new/state.git"):
+            self.run_("init", "--lost", "a.test", "--config", f"{folder}/jitsu.yaml", code=1)
+            self.assertEqual([state.stat().st_gid, state.stat().st_uid], became)
+            became.clear()
+            (folder / "new/state.git").mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from jitsu_tw.dns.dnskeys import (
     make,
     put,
     read,
+    salvage,
     seen,
     stem,
     write,
@@ -253,7 +254,7 @@ class DamagedTests(KeyTestCase):
         for path in (self.private, self.public):
             text = path.read_text()
             path.unlink()
-            self.check(rf"{path.suffix}: is missing; restore it, or move")
+            self.check(rf"{path.suffix}: is missing; move K.* elsewhere as well if .*; restore it")
             path.write_text(text)
             path.chmod(0o600)
 
@@ -282,7 +283,7 @@ class DamagedTests(KeyTestCase):
         for half in (path, path.with_suffix(".private")):
             half.unlink()
         self.public.write_text(self.public.read_text().replace("example.org. IN", "example.net. IN"))
-        self.check("is not a key of example.org: restore the right file")
+        self.check("is not a key of example.org; restore it")
 
     def test_damaged(self) -> None:
         """No change of a file is read as another key: each is an error that names the file."""
@@ -305,7 +306,28 @@ class DamagedTests(KeyTestCase):
                     good.replace("3 13", "3 15")):  # fmt: skip
             with self.subTest(bad):
                 self.public.write_text(bad)
-                self.check(r"key: ")
+                self.check(r"key[:;] ")
+
+    def test_salvaged(self) -> None:
+        """Of a key that cannot be used all is kept, and what is whole stays; a file that was set aside is not lost."""
+        other = make(self.path, ZONE, ED25519, TIMES)
+        self.assertEqual([], salvage(self.path, ZONE))
+        self.private.write_bytes((self.path / f"{other.stem}.private").read_bytes())
+        text = self.public.read_text()
+        self.assertEqual(1, len(salvage(self.path, ZONE)))
+        self.assertEqual((other,), self.keys())
+        self.assertEqual(text, (self.path / f"{self.key.stem}.key.lost").read_text())
+        self.public.write_text("?")
+        with self.assertRaisesRegex(KeyFileError, "cannot get the suffix .lost: File exists; move it elsewhere"):
+            salvage(self.path, ZONE)
+        self.assertEqual("?", self.public.read_text())
+
+    def test_renamed(self) -> None:
+        """A private file under the name of another key does not make that key's public file."""
+        other = make(self.path, ZONE, ECDSAP256SHA256, TIMES, [self.key.tag])
+        self.private.write_bytes((self.path / f"{other.stem}.private").read_bytes())
+        self.assertIn("suffix .lost", str(salvage(self.path, ZONE)))
+        self.assertEqual((other,), self.keys())
 
     def test_many(self) -> None:
         """More keys of a zone than are ever needed are an error; those of other zones do not count."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from ipaddress import ip_address
 from pathlib import Path
@@ -283,7 +284,7 @@ class TimeTests(SigningTestCase):
         """A key that vanishes, or is damaged, is a problem; the zone stays signed with the key in memory."""
         service = self.begin()
         (path,) = self.keys.glob("*.private")
-        for spoil, words in ((lambda: path.rename(path.with_suffix(".away")), "is missing; restore it"),
+        for spoil, words in ((lambda: path.rename(path.with_suffix(".away")), "is missing; move"),
                              (lambda: path.write_text("damaged"), "is damaged"),
                              (lambda: path.chmod(0o644), "chmod 600"),
                              (lambda: shutil.rmtree(self.keys), "the directory of keys cannot be read")):  # fmt: skip
@@ -500,7 +501,9 @@ class LostTests(SigningTestCase):
         self.assertIn("made the key Ka.test.+013+", line)
         self.assertTrue(ds.startswith("a.test. IN DS "))
         (first,) = self.files()
-        self.assertEqual(["a.test has a key that signs, so no other one was made"], self.make())
+        (line, again) = self.make()
+        self.assertIn("which signs, so no other one was made; its DS record:", line)
+        self.assertEqual(ds, again)
         with self.assertRaisesRegex(ConfigError, "no key of a.test is lost"):
             self.make(lost=True)
         for path in self.keys.glob("K*"):
@@ -521,9 +524,67 @@ class LostTests(SigningTestCase):
         store.history.commit({"jitsu/dnssec/a.test": f"{tree['jitsu/dnssec/a.test']} 013+00001"}, "by hand")
         store.close()
         (before,) = self.files()
+        (key,) = self.read()
+        ended = attrs.evolve(key.times, inactive=2**31, delete=2**31, sync_delete=key.times.created)
+        dnskeys.put(self.keys, [key], {key.tag: ended})
         self.assertIn("so no other one was made", self.make(lost=True)[0])
         self.assertEqual([before], self.files())
         self.assertNotIn("00001", str(self.state()))
+        self.assertEqual((key.times,), tuple(one.times for one in self.read()))
+
+    def read(self) -> tuple[Key, ...]:
+        """Return the zone's keys."""
+        keys = dnskeys.read(self.keys, [APEX])[APEX]
+        assert not isinstance(keys, KeyFileError)
+        return keys
+
+    def test_damaged(self) -> None:
+        """Damaged keys are as lost ones: they are set aside, and the new key is announced at once."""
+        for spoil in (lambda private, _: os.truncate(private, 100), lambda private, _: private.unlink(),
+                      lambda private, public: (private.unlink(), public.write_text("?"))):  # fmt: skip
+            with self.subTest(self.files()):
+                if not self.files():
+                    self.make()
+                (name,) = self.files()
+                private = self.keys / name
+                spoil(private, private.with_suffix(".key"))
+                with self.assertRaisesRegex(KeyFileError, "no copy, end Jitsu, and: jitsuctl dnssec init --lost"):
+                    self.make()
+                aside, made, ds = self.make(lost=True)
+                self.assertIn(f"key {private.stem}, which cannot be used, the suffix .lost", aside)
+                self.assertIn("made the key", made)
+                (key,) = self.read()
+                self.assertEqual(key.times.created, key.times.sync_publish)
+                self.assertEqual((zone_signing.ds_text(key), zone_signing.name(key)), (ds, self.state()))
+                self.assertTrue((self.keys / f"{private.stem}.key.lost").exists())
+
+    def test_public_lost(self) -> None:
+        """A key whose private half is whole is not lost: its public half is written again."""
+        self.make()
+        (key,) = self.read()
+        public = self.keys / f"{key.stem}.key"
+        for spoil in (public.unlink, lambda: public.write_text("?")):
+            spoil()
+            self.assertIn(f"wrote {key.stem}.key again", self.make(lost=True)[0])
+            self.assertEqual((key,), self.read())
+
+    def test_open(self) -> None:
+        """A private key that others may read is not lost."""
+        self.make()
+        (self.keys / self.files()[0]).chmod(0o640)
+        with self.assertRaisesRegex(KeyFileError, "chmod 600"):
+            self.make(lost=True)
+
+    def test_nothing_made(self) -> None:
+        """What is refused makes neither a state nor a directory of keys."""
+        with self.assertRaisesRegex(ConfigError, "no key of a.test is lost"):
+            self.make(lost=True)
+        self.assertFalse(self.path.exists() or self.keys.exists())
+        self.make()
+        shutil.rmtree(self.keys)
+        with self.assertRaisesRegex(KeyFileError, "it is gone"):
+            self.make()
+        self.assertFalse(self.keys.exists())
 
     def test_refused(self) -> None:
         """Zones that Jitsu is not to sign are refused."""
