@@ -81,7 +81,7 @@ class ZoneSigning(SignedZones):
         self._seen: object = None
         self._problems: dict[bytes, str] = {}
         self._lock = DeferredLock()
-        self._renew_at = self._looked = -inf
+        self._renew_at = self._latest = -inf
         self._looking = LoopingCall(self._look)
         self._looking.clock = clocks.reactor
 
@@ -180,14 +180,18 @@ class ZoneSigning(SignedZones):
 
     @deferred
     async def _look_at_all(self) -> None:
-        now, before, self._looked = self._wall(), self._looked, self._wall()
-        was_set_back = now < before - EARLIER  # so that signatures begin to be valid in the future
+        now = self._wall()
+        was_set_back = now < self._latest - EARLIER  # so that signatures begin to be valid in the future
+        self._latest = now if was_set_back else max(now, self._latest)
         for signed in self._signed():
             if was_set_back or (signed.plan.until is not None and signed.plan.until <= now):
-                if idle := self._idle(signed.zone.key, signed.keys):
-                    self._note({**self._problems, signed.zone.key: str(idle)})
-                else:
+                if self._idle(signed.zone.key, signed.keys) is None:
                     self._use(signed, signed.keys)
+                    continue
+                self._seen = object()  # the look at the files notes the problem
+                if was_set_back:
+                    signed.forget()
+                    self._tell([signed.zone])
         if was_set_back or now >= self._renew_at:
             self._renew_at = now + self._dnssec.validity / RENEWALS
             self._tell([one.zone for one in self._signed() if one.renew(now)])
@@ -195,9 +199,9 @@ class ZoneSigning(SignedZones):
         await self._write()
 
     async def _look_at_files(self) -> None:
-        """Read the keys if a file in their directory has changed."""
+        """Read the keys if a file in their directory has changed, or while there is a problem."""
         seen = await deferToThread(dnskeys.seen, self._dnssec.keys)
-        if seen == self._seen:
+        if seen == self._seen and not self._problems:
             return
         zones = [one.zone.key for one in self._signed()]
         self._seen = seen
@@ -214,7 +218,7 @@ class ZoneSigning(SignedZones):
                 problems[key] = str(keys)
             elif problem := _gone(self._dnssec.keys, key, self._kept, keys) or self._idle(key, keys):
                 problems[key] = str(problem)
-            elif keys != signed.keys:
+            elif keys != signed.keys or key in self._problems:
                 self._use(signed, keys)
         self._note(problems)
 

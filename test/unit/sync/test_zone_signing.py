@@ -17,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns import dnskeys
 from jitsu_tw.dns.dnskeys import Key, KeyFileError
-from jitsu_tw.dns.keytimes import RolloverError, Times
+from jitsu_tw.dns.keytimes import RolloverError, Times, plan
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.signing import Signed
 from jitsu_tw.dns.wire import CDNSKEY, CDS, DNSKEY, NSEC, NSEC3, NSEC3PARAM, RRSIG, RRset, from_text, to_text
@@ -343,6 +343,42 @@ class TimeTests(SigningTestCase):
         self.assertEqual([[APEX]], self.renewed)
         again = self.signed.signatures(self.www())
         self.assertLess(int.from_bytes(again[0].rdata[12:16]), self.wall)
+
+    def test_set_back_before(self) -> None:
+        """A clock before the key's times is a problem as long as it lasts, and signatures are made anew."""
+        service = self.begin()
+        for back, forth in ((-3 * DAY, 3 * DAY), (-3 * DAY, 3650 * DAY), (-3653 * DAY, 3653 * DAY)):
+            with self.subTest(back=back, forth=forth):
+                self.signed.signatures(self.www())
+                self.renewed.clear()
+                self.wait(back)
+                self.assertIn("no key signs now", str(service.statuses()[0].problems))
+                self.assertEqual([[APEX]], self.renewed)
+                (made,) = self.signed.signatures(self.www())
+                self.assertLess(int.from_bytes(made.rdata[12:16]), self.wall)
+                self.wait()
+                self.assertEqual([[APEX]], self.renewed)
+                self.wait(forth)
+                self.assertEqual((), service.statuses()[0].problems)
+                self.assertEqual(self.signed.plan, plan({key.tag: key.times for key in self.signed.keys}, self.wall))
+
+    def test_set_back_slowly(self) -> None:
+        """A clock that is set back in many steps is set back."""
+        self.begin()
+        self.wait(TTL)
+        for _ in range(2):
+            self.renewed.clear()
+            self.wait(-3000)
+        self.assertEqual([[APEX]], self.renewed)
+
+    def test_announced_too_early(self) -> None:
+        """What a clock that was ahead has announced is taken back when the clock is right."""
+        self.begin()
+        self.wait(DAY)
+        self.assertEqual(1, self.apex(CDS))
+        self.wait(-3 * DAY)
+        self.wait(2 * DAY)
+        self.assertEqual(0, self.apex(CDS))
 
     def test_changed_meanwhile(self) -> None:
         """Keys that change between a reload's reading and the moment in which its zones are served are followed."""
