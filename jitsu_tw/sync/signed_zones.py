@@ -19,7 +19,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from jitsu_tw.coroutines import spawn
+from jitsu_tw.coroutines import report, spawn
 from jitsu_tw.dns.wire import to_text
 from jitsu_tw.errors import ConfigError
 from jitsu_tw.idnssec import IDnssec, ZoneStatus
@@ -99,10 +99,16 @@ class SignedZones:
         self._checked = {zone: found for zone, found in self._checked.items() if zone in signed}
         for zone in signed:
             if zone not in self._checked:
-                from jitsu_tw.sync.signature_check import check  # noqa: PLC0415 -- dnspython's signatures load slowly
+                from jitsu_tw.sync.signature_check import Checked, check  # noqa: PLC0415 -- dnspython's load slowly
 
-                found = await deferToThread(check, zone)
+                try:
+                    found = await deferToThread(check, zone)
+                except Exception as error:  # noqa: BLE001 -- wide: what fails for one zone must not end the others' check
+                    report(self.log, to_text(zone.key))
+                    found = Checked(failure=repr(error))
                 self._checked[zone] = found
+                if found.note:
+                    self.log.warn("{zone}: {note}", zone=to_text(zone.key), note=found.note)
                 for problem in found.problems(self._wall()):
                     self.log.error("{zone}: {problem}", zone=to_text(zone.key), problem=problem)
 
@@ -125,6 +131,7 @@ class SignedZones:
             name,
             "file",
             found.keys,
+            next=found.note,
             earliest_expiry=None if found.earliest == inf else found.earliest,
             signatures=found.verified,
             problems=tuple(found.problems(self._wall())),
