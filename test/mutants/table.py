@@ -199,7 +199,12 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("inactive=now + ds_ttl, delete=now + ds_ttl)", "inactive=now, delete=now)",
          "removes the old key while caches may have its DS record"),
         ("sync_publish=now + wait)", "sync_publish=now)", "announces a new key that caches may not have"),
-        ("{old: attrs.evolve(keys[old], sync_delete=new.sync_publish)}", "{}", "announces the old key for ever"),
+        ("{old: attrs.evolve(keys[old], inactive=None, delete=None, sync_delete=new.sync_publish)}", "{}",
+         "removes an old key that was to end while the parent has its DS record"),
+        ("attrs.evolve(times, sync_delete=now)", "attrs.evolve(times, sync_publish=now, sync_delete=now)",
+         "announces a new key that caches may not have when leaving is undone"),
+        ("if signing and (end := _end(keys, now)) is not None:", "if end := None:",
+         "does not tell that the last key ends"),
         ("announced = None if is_leaving else told", "announced = told", "announces a key while it asks to remove all"),
     ),
     ("DNSSEC", "jitsu_tw/dns/signing.py", "test.unit.dns.test_signing"): (
