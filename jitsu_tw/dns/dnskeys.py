@@ -56,6 +56,9 @@ SHA_256: Final = 2
 #: Octets of the largest file that is read; those that are written have less than 1,000.
 LARGEST: Final = 4096
 
+#: Characters of the longest name of a file without what follows the zone's name: Linux has 255 octets for all.
+LONGEST_STEM: Final = 255 - len(".+013+12345.private.new")
+
 #: The most key pairs of one zone.
 MOST_KEYS: Final = 32
 
@@ -363,8 +366,11 @@ def make(directory: Path, zone: bytes, algorithm: int, times: Times, taken: Iter
         taken: tags of other keys of the zone, which the new key's is unlike.
 
     Raises:
-        KeyFileError: it cannot be written, or the zone has `MOST_KEYS` already.
+        KeyFileError: it cannot be written, the zone's name is too long, or the zone has `MOST_KEYS` already.
     """
+    if len(stem(zone)) > LONGEST_STEM:
+        message = f"{to_text(zone)} has too long a name for the files of keys: have dnssec.zones name other zones alone"
+        raise KeyFileError(message, directory)
     others = set(taken)
     if len(others) >= MOST_KEYS:
         message = f"{MOST_KEYS} keys of {to_text(zone)}: move those elsewhere that were removed from the zone"

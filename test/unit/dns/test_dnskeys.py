@@ -22,6 +22,7 @@ from jitsu_tw.dns.dnskeys import (
     ECDSAP256SHA256,
     ED25519,
     LARGEST,
+    LONGEST_STEM,
     MOST_KEYS,
     Key,
     KeyFileError,
@@ -142,6 +143,14 @@ class FilesTests(KeyTestCase):
         with self.assertRaisesRegex(KeyFileError, "32 keys of example.org: move those elsewhere that were removed"):
             make(self.path, ZONE, ED25519, TIMES, range(MOST_KEYS))
         self.assertEqual([], list(self.path.iterdir()))
+
+    def test_long(self) -> None:
+        """The files of a zone with a long name are written, and where the name is too long that is told first."""
+        for name in (f"{'a' * 63}." * 3 + "b" * (LONGEST_STEM - 3 * 64 - 2), "\\000" * 63 + "." + "b" * 40):
+            make(self.path, from_text(name), ED25519, TIMES)
+            self.assertEqual(LONGEST_STEM, len(stem(from_text(name))))
+            with self.assertRaisesRegex(KeyFileError, "has too long a name .* have dnssec.zones name other"):
+                make(self.path, from_text(name + "b"), ED25519, TIMES)
 
     def test_tags(self) -> None:
         """A new key never has the tag of another one of the zone."""
