@@ -145,7 +145,7 @@ class ZoneSigning(SignedZones):
                 if gone := _gone(self._dnssec.keys, key, self._kept, keys):
                     raise gone
                 if not keys:
-                    times = Times.beginning(int(self._wall()), longest_ttl(zone))
+                    times = Times.beginning(int(self._wall()), zone.longest_ttl)
                     keys = (dnskeys.make(self._dnssec.keys, key, self._dnssec.algorithm, times),)
                     self.log.info("{zone}: made the key {key}, as it had none", zone=to_text(key), key=keys[0].stem)
                 if idle := self._idle(key, keys):
@@ -293,7 +293,7 @@ class ZoneSigning(SignedZones):
         """Begin a rollover (`IDnssec.rollover`)."""
 
         def change(times: Mapping[int, Times], of: Zone) -> tuple[Times | None, Mapping[int, Times]]:
-            return keytimes.rolled(times, int(self._wall()), longest_ttl(of))
+            return keytimes.rolled(times, int(self._wall()), of.longest_ttl)
 
         return await self._lock.run(self._change, zone, change)
 
@@ -434,7 +434,7 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
             lines.append(f"{zone} has the key {key.stem}, which signs, so no other one was made; its DS record:")
         else:
             # Where a key is lost, resolvers refuse the zone already: the new DS record cannot come too early.
-            times = Times.beginning(int(now), longest_ttl(found) if gone is None else 0)
+            times = Times.beginning(int(now), found.longest_ttl if gone is None else 0)
             taken = [key.tag for key in keys]
             key = dnskeys.make(directory, found.key, settings.dnssec.algorithm, times, taken)
             used.append(name(key))
@@ -472,8 +472,3 @@ def ds_text(key: Key) -> str:
     ds = key.ds
     owner = to_text(key.zone).removesuffix(".") + "."
     return f"{owner} IN DS {key.tag} {key.algorithm} {ds[3]} {ds[4:].hex().upper()}"
-
-
-def longest_ttl(zone: Zone) -> int:
-    """Return the longest TTL of *zone*, in seconds: for so long caches may have what it had before."""
-    return max(record.ttl for record in zone.records())

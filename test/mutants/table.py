@@ -109,6 +109,10 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("DNSSEC", "jitsu_tw/dns/zone.py", "test.unit.dns.test_presigned"): (
         ("        if self.presigned:\n", "        if False:\n", "raises the serial of a zone that comes signed"),
     ),
+    ("DNSSEC", "jitsu_tw/dns/zone.py", "test.unit.sync.test_zone_signing"): (
+        ("        node.vm = vm\n        self.longest_ttl = max(self.longest_ttl, ttl)\n", "        node.vm = vm\n",
+         "announces a new key while caches have addresses that were signed with the old one alone"),
+    ),
     ("DNSSEC", "jitsu_tw/sync/zone_signing.py", "test.unit.sync.test_zone_signing"): (
         ("if gone := _gone(self._dnssec.keys, key, self._kept, keys):", "if gone := None:",
          "signs with a new key where the old one has vanished"),
@@ -131,11 +135,11 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         (" or key in self._problems:", ":", "goes on with a plan of keys of another time"),
         ("if gone is not None and not lost:", "if False:", "makes a new key where the old one has vanished"),
         ("if gone is None and lost:", "if False:", "forgets keys that are not lost"),
-        ("longest_ttl(found) if gone is None else 0)", "longest_ttl(found))",
+        ("found.longest_ttl if gone is None else 0)", "found.longest_ttl)",
          "does not announce the key that takes the place of a lost one at once"),
         ("inactive=None, delete=None, sync_delete=None)", "sync_delete=None)",
          "removes the last key after its successor was lost"),
-        ("Times.beginning(int(self._wall()), longest_ttl(zone))", "Times.beginning(int(self._wall()), 0)",
+        ("Times.beginning(int(self._wall()), zone.longest_ttl)", "Times.beginning(int(self._wall()), 0)",
          "asks for a DS record while caches have the zone unsigned"),
     ),
     ("DNSSEC", "jitsu_tw/sync/signed_zones.py", "test.unit.sync.test_zone_signing"): (
@@ -187,6 +191,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ('halves if key is None else halves - {"private"}', "halves", "sets the whole half of a key aside"),
         ('os.link(path, path.with_name(f"{path.name}.lost"))\n        path.unlink()',
          'path.replace(path.with_name(f"{path.name}.lost"))', "loses a key that was set aside before"),
+        ("if len(stem(zone)) > LONGEST_STEM:", "if False:", "does not say what to do with a zone of a long name"),
         (".tag in others:", ".tag in set():", "makes a key with the tag of another one"),
         ("fcntl.flock(file, fcntl.LOCK_EX)", "pass", "changes keys while another node does"),
         ("r.to_bytes(32) + s.to_bytes(32)", "s.to_bytes(32) + r.to_bytes(32)", "signs what nobody can verify"),

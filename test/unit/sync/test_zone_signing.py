@@ -452,6 +452,21 @@ class RolloverTests(SigningTestCase):
         found = {key.tag: (key.state, key.announced) for key in status.keys}
         return [found[tag] for tag in tags]
 
+    def test_wait(self) -> None:
+        """The wait counts the TTL of templates, which have no addresses, and of VMs and records that are gone."""
+        service = self.begin()
+        self.wait(TTL)
+        for ttl, change in (
+            (2 * TTL, lambda: self.zone.add_vm(from_text("*.pr.a.test"), "template", (), 2 * TTL)),
+            (3 * TTL, lambda: self.zone.add_vm(from_text("x.a.test"), "x", [ip_address("192.0.2.2")], 3 * TTL)),
+            (3 * TTL, lambda: self.zone.remove_vm(from_text("x.a.test"))),
+            (4 * TTL, lambda: self.zone.add_reverse(from_text("1.a.test"), "x", from_text("x.a.test"), 4 * TTL)),
+            (5 * TTL, lambda: self.zone.add(from_text("y.a.test"), A, 5 * TTL, bytes(4))),
+        ):
+            change()
+            self.assertEqual(ttl, self.zone.longest_ttl)
+        self.assertEqual(int(self.wall) + 5 * TTL, self.done(service.rollover("a.test")).next_at)
+
     def test_other_node(self) -> None:
         """A rollover that another node has begun is followed within seconds."""
         self.begin()
