@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from jitsu_tw.dns.keytimes import Times
-from jitsu_tw.dns.wire import ROOT, to_text
+from jitsu_tw.dns.wire import ROOT, key_tag, to_text
 from jitsu_tw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ class Key:
     @property
     def tag(self) -> int:
         """The key tag (RFC 4034, appendix B)."""
-        rdata = self.dnskey
-        total = sum(int.from_bytes(rdata[at : at + 2].ljust(2, b"\0")) for at in range(0, len(rdata), 2))
-        return (total + (total >> 16)) & 0xFFFF
+        return key_tag(self.dnskey)
 
     @property
     def ds(self) -> bytes:

@@ -77,7 +77,6 @@ class ZoneSigning(SignedZones):
         """
         super().__init__(zones, clocks.wall)
         self._dnssec, self._store, self._renewed = dnssec, store, renewed
-        self._kept: dict[str, str] = {}
         self._seen: object = None
         self._problems: dict[bytes, str] = {}
         self._lock = DeferredLock()
@@ -94,10 +93,7 @@ class ZoneSigning(SignedZones):
         Raises:
             KeyFileError: a key is missing, or cannot be used.
         """
-        prefix = f"{DNSSEC}/"
-        self._kept = {path.removeprefix(prefix): value for path, value in tree.items() if path.startswith(prefix)}
         self._seen = dnskeys.seen(self._dnssec.keys)
-        self.secure(self._zones)
         super().restore(tree)
         self._bump(self._zones)
 

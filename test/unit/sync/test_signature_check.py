@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import dns.dnssec
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.dns.lookup import Zones
@@ -130,6 +130,28 @@ class CheckTests(SynchronousTestCase):
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
         self.assertEqual(("a.test", UNTIL, ()), (last.zone, last.earliest_expiry, last.problems))
         self.assertIn("its signatures cannot be checked (ZeroDivisionError", str(first.problems))
+
+    def test_other_signer(self) -> None:
+        """A zone that has none of its keys of before, by a start or a reload, is told; one that has one left is not."""
+        zone, unsigned = self.zone(), self.zone(TEXT)
+        (key,) = self.check().keys
+        name = f"013+{key.tag:05}"
+        for state, first, second, words in (
+            ("", zone, zone, ""), (f"{name} 013+00001", zone, zone, ""), ("013+00001 leaving", zone, zone, ""),
+            ("013+00001", zone, zone, "signed by the key 013+00001, and it has other keys now"),
+            ("", zone, unsigned, f"signed by the key {name}, and it is signed no more"), ("", unsigned, zone, ""),
+            (name, unsigned, zone, ""), (f"{name} leaving", unsigned, unsigned, ""),
+        ):
+            with self.subTest(state=state, words=words):
+                zones = Zones([first])
+                service = SignedZones(zones)
+                service.restore({"jitsu/dnssec/a.test": state} if state else {})
+                self.patch(service, "_check", lambda: succeed(None))
+                zones.put(second)
+                service.replaced([second])
+                service._checked[zone] = Checked()
+                self.assertIn(words, " ".join(one.next for one in service.statuses()))
+                self.assertEqual(bool(words), any(one.next for one in service.statuses()))
 
     def test_service(self) -> None:
         """A zone that comes signed is checked at the start and when it was read anew, and shown with its problems."""

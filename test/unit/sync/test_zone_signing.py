@@ -654,7 +654,9 @@ class UnsignedTests(SynchronousTestCase):
         service = SignedZones(Zones([Zone.made_up(APEX, TTL)]))
         with capturedLogs() as logged:
             service.restore({f"jitsu/dnssec/{name}": state, "jitsu/serial/a.test": "5"})
-        return [event["zone"] for event in logged]
+        warned = [event["zone"] for event in logged]
+        self.assertEqual(warned, [one.zone for one in service.statuses() if "it is signed no more" in one.next])
+        return warned
 
     def test_warning(self) -> None:
         """A zone whose parent may have a DS record is warned of; one that has left, or is not served, is not."""
