@@ -19,7 +19,8 @@ class KeyStatus:
         algorithm: of its signatures.
         state: what it does (`keytimes.KeyState`).
         announced: whether Jitsu announces it to the parent, by CDS and CDNSKEY.
-        ds: its DS record as text; empty for a key that no parent knows, as it is no entry point (RFC 4034, 2.1.1).
+        ds: its DS record as text; empty for a key that the parent is not to know, as it is no entry point (RFC 4034,
+            2.1.1), or as the zone is to be unsigned.
     """
 
     tag: int

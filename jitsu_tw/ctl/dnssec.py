@@ -102,9 +102,16 @@ def rollover(control: Control, zone: str) -> Any:
     return control.ask("POST", f"/v1/dnssec/rollover?{urlencode({'zone': zone})}")
 
 
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuse what is no number, which no range leaves out."""
+    if value != value:  # noqa: PLR0124
+        raise click.BadParameter("nan is no number of hours", context, parameter)
+    return value
+
+
 @dnssec.command("ds-seen")
 @zone_name
-@click.option("--ds-ttl", "hours", default=24.0, show_default=True, type=click.FloatRange(0, 720),
+@click.option("--ds-ttl", "hours", default=24.0, show_default=True, type=click.FloatRange(0, 720), callback=_finite,
               help="The TTL of the old DS record at the parent, in hours.")  # fmt: skip
 @prints(_step)
 def ds_seen(control: Control, zone: str, hours: float) -> Any:

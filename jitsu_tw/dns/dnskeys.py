@@ -309,8 +309,10 @@ def _private(path: Path, zone: bytes, algorithm: int) -> Key:
 def _text(path: Path, *, private: bool) -> str:
     """Return the text of a key's file; one that is large, or *private* and open to others, is not read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise DamagedKeyError("is no regular file", path)
             if private and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise KeyFileError("others than its owner may read the private key: chmod 600 it", path)
             octets = file.read(LARGEST + 1)
@@ -322,6 +324,11 @@ def _text(path: Path, *, private: bool) -> str:
         return octets.decode("ascii")
     except UnicodeDecodeError as error:
         raise DamagedKeyError("is damaged: it is not ASCII", path) from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file, and do not wait for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _seconds(text: str) -> int:
@@ -342,6 +349,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise KeyFileError("is no directory: name one for the keys by dnssec.keys", directory) from error
     except OSError as error:
         message = f"keys cannot be kept here: {error.strerror}; make the directory, or give Jitsu its rights"
         raise KeyFileError(message, directory) from error

@@ -144,14 +144,9 @@ class ZoneSigning(SignedZones):
                     times = Times.beginning(int(self._wall()), zone.longest_ttl)
                     keys = (dnskeys.make(self._dnssec.keys, key, self._dnssec.algorithm, times),)
                     self.log.info("{zone}: made the key {key}, as it had none", zone=to_text(key), key=keys[0].stem)
-                if idle := self._idle(key, keys):
-                    raise idle
+                if problem := idle(self._dnssec.keys, key, keys, self._wall()):
+                    raise problem
                 zone.secure(Signed(zone, keys, NsecChain(zone), self._wall, self._dnssec.validity))
-
-    def _idle(self, zone: bytes, keys: Iterable[Key]) -> KeyFileError | None:
-        """Return the error if none of *keys*, those of *zone*, signs now."""
-        plan = keytimes.plan({key.tag: key.times for key in keys}, self._wall())
-        return None if plan.signing else KeyFileError(f"{to_text(zone)}: {plan.step.words}", self._dnssec.keys)
 
     def _signed(self) -> list[Signed]:
         found: list[Signed] = []
@@ -181,7 +176,7 @@ class ZoneSigning(SignedZones):
         self._latest = now if was_set_back else max(now, self._latest)
         for signed in self._signed():
             if was_set_back or (signed.plan.until is not None and signed.plan.until <= now):
-                if self._idle(signed.zone.key, signed.keys) is None:
+                if idle(self._dnssec.keys, signed.zone.key, signed.keys, now) is None:
                     self._use(signed, signed.keys)
                     continue
                 self._seen = object()  # the look at the files notes the problem
@@ -212,7 +207,9 @@ class ZoneSigning(SignedZones):
             keys = found.get(key, signed.keys)
             if isinstance(keys, KeyFileError):
                 problems[key] = str(keys)
-            elif problem := _gone(self._dnssec.keys, key, self._kept, keys) or self._idle(key, keys):
+            elif problem := (
+                _gone(self._dnssec.keys, key, self._kept, keys) or idle(self._dnssec.keys, key, keys, self._wall())
+            ):
                 problems[key] = str(problem)
             elif keys != signed.keys or key in self._problems:
                 self._use(signed, keys)
@@ -268,8 +265,9 @@ class ZoneSigning(SignedZones):
             return super()._status(zone)
         plan = signed.plan
         keys = tuple(
-            KeyStatus(key.tag, key.algorithm, plan.states[key.tag].value, key.tag == plan.announced, ds_text(key))
+            KeyStatus(key.tag, key.algorithm, plan.states[key.tag].value, key.tag == plan.announced, ds)
             for key in signed.keys
+            for ds in ["" if plan.is_leaving else ds_text(key)]
         )
         problem = self._problems.get(zone.key)
         return ZoneStatus(
@@ -382,6 +380,12 @@ def _whole(
     return keys
 
 
+def idle(directory: Path, zone: bytes, keys: Iterable[Key], now: float) -> KeyFileError | None:
+    """Return the error if none of *keys*, those of *zone* in *directory*, signs at *now*, in seconds since 1970."""
+    plan = keytimes.plan({key.tag: key.times for key in keys}, now)
+    return None if plan.signing else KeyFileError(plan.step.words, directory / f"{dnskeys.stem(zone)}+*")
+
+
 def is_wanted(dnssec: Dnssec, zone: Zone) -> bool:
     """Return whether Jitsu is to sign *zone*, as *dnssec* says, and does not sign it yet."""
     return zone.security is None and (not dnssec.zones or zone.key in {name.lower() for name in dnssec.zones})
@@ -430,7 +434,8 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
             lines.append(f"{zone} has the key {key.stem}, which signs, so no other one was made; its DS record:")
         else:
             # Where a key is lost, resolvers refuse the zone already: the new DS record cannot come too early.
-            times = Times.beginning(int(now), found.longest_ttl if gone is None else 0)
+            wait = found.longest_ttl if gone is None or LEAVING in before else 0
+            times = Times.beginning(int(now), wait)
             taken = [key.tag for key in keys]
             key = dnskeys.make(directory, found.key, settings.dnssec.algorithm, times, taken)
             used.append(name(key))

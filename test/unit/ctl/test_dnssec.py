@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ class DnssecTests(SynchronousTestCase):
         self.patch(Control, "ask", refuse)
         self.assertIn("jitsuctl: a rollover is under way", self.run_("rollover", "a.test", code=1).output)
 
+    def test_not_a_number(self) -> None:
+        """A TTL that is no number is refused before anything is asked for."""
+        for hours in ("nan", "inf", "-1", "x"):
+            self.run_("ds-seen", "a.test", f"--ds-ttl={hours}", code=2)
+        self.assertEqual([], self.asked)
+
     def test_init(self) -> None:
         """A key is made without a running Jitsu, and replaced only if it is said to be lost."""
         folder = Path(tempfile.mkdtemp())
@@ -104,6 +111,15 @@ class DnssecTests(SynchronousTestCase):
         (key,) = Path("keys").glob("*.private")
         key.chmod(0o644)
         self.assertIn("others than its owner may read the private key", check().output)
+        key.chmod(0o600)
+        subprocess.run(["dnssec-settime", "-K", "keys", "-A", "+1d", key.stem], check=True, capture_output=True)
+        self.assertIn("no key signs now", check().output)
+        Path("keys").rename("away")
+        Path("keys").write_text("")
+        self.assertIn("the directory of keys cannot be read: Not a directory", check().output)
+        Path("keys").unlink()
+        self.assertEqual(0, check().exit_code)
+        Path("away").rename("keys")
         for path in Path("keys").glob("K*"):
             path.unlink()
         self.assertIn("it is gone: restore it", self.run_("init", "a.test", code=1).output)

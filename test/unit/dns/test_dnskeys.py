@@ -213,6 +213,12 @@ class FilesTests(KeyTestCase):
         words = "there/new: keys cannot be kept here: No such file"
         with self.assertRaisesRegex(KeyFileError, words), locked(self.path / "there/new"):
             pass
+        (self.path / "file").write_text("")
+        (self.path / "link").symlink_to("none")
+        for name in ("file", "link"):
+            words = f"{name}: is no directory: name one for the keys by dnssec.keys"
+            with self.assertRaisesRegex(KeyFileError, words), locked(self.path / name):
+                pass
         with self.assertRaisesRegex(KeyFileError, "none: the directory of keys cannot be read: No such file"):
             read(self.path / "none", [ZONE])
 
@@ -266,6 +272,15 @@ class DamagedTests(KeyTestCase):
             self.check(rf"{path.suffix}: is missing; move K.* elsewhere as well if .*; restore it")
             path.write_text(text)
             path.chmod(0o600)
+
+    def test_fifo(self) -> None:
+        """What is no regular file is an error at once: nothing is waited for."""
+        for make_, words in ((os.mkfifo, "is no regular file"), (os.mkdir, "cannot be read: Is a directory")):
+            self.public.unlink()
+            make_(self.public)
+            self.check(words)
+            if not self.public.is_dir():
+                self.assertIn("again: its private half is whole", str(salvage(self.path, ZONE)))
 
     def test_open(self) -> None:
         """A private key that others may read is an error, and is not read."""
