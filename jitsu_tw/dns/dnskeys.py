@@ -297,7 +297,7 @@ def _private(path: Path, zone: bytes, algorithm: int) -> Key:
     try:
         times = Times(**{_TIMES[label]: _seconds(text) for label, text in fields.items()})
         octets = b64decode(secret, validate=True)
-        if len(octets) != 32:
+        if len(octets) > 32 or (len(octets) < 32 and algorithm == ED25519):  # BIND leaves out ECDSA's leading zeros
             raise ValueError(f"{len(octets)} octets")  # noqa: TRY301 -- as the library does for its own errors
         if algorithm == ED25519:
             return Key.of(zone, algorithm, Ed25519PrivateKey.from_private_bytes(octets), times)

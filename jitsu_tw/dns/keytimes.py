@@ -109,8 +109,8 @@ class Plan:
         published: the keys of the DNSKEY RRset.
         signing: those that sign.
         announced: the key that CDS and CDNSKEY announce; None for none.
-        is_leaving: CDS and CDNSKEY ask the parent to remove the DS records (RFC 8078, 4), as the newest key of the
-            DNSKEY RRset is to be announced no more.
+        is_leaving: CDS and CDNSKEY ask the parent to remove the DS records (RFC 8078, 4), as no key of the DNSKEY RRset
+            is to be announced any more.
         until: when this plan ends, as a time of a key comes; None if it does not.
         step: what comes next.
     """
@@ -129,17 +129,18 @@ def plan(keys: Mapping[int, Times], now: float) -> Plan:
     states = {tag: times.state(now) for tag, times in keys.items()}
     published = tuple(tag for tag in _by_age(keys) if states[tag] not in {KeyState.WAITING, KeyState.REMOVED})
     signing = tuple(tag for tag in published if states[tag] is KeyState.ACTIVE)
+    # Of one key the announcement has an end when another takes its place: only the end of all of them asks for removal.
+    lasting = tuple(tag for tag in published if not _past(keys[tag].sync_delete, now))
+    is_leaving = bool(published) and not lasting
     # The newest key counts: the announcement of an older one ends with it, also where its own file does not say so yet.
-    told = next((tag for tag in reversed(published) if _past(keys[tag].sync_publish, now)), None)
-    is_leaving = bool(published) and _past(keys[published[-1]].sync_delete, now)
+    told = next((tag for tag in reversed(lasting) if _past(keys[tag].sync_publish, now)), None)
     until = min((at for times in keys.values() if (at := times.next_after(now)) is not None), default=None)
-    announced = None if is_leaving else told
-    step = _step(keys, signing, announced, is_leaving=is_leaving)
+    step = _step(keys, signing, told, is_leaving=is_leaving)
     if signing and (end := _end(keys, now)) is not None:
         words = f"{step.words.removeprefix(NOTHING)}; but at {clock(end)}, no key signs any more: before that, roll the"
         words += " key, or take its end away: dnssec-settime -I none -D none"
         step = Step(end if step.at is None else step.at, words)
-    return Plan(states, published, signing, announced, is_leaving, until, step)
+    return Plan(states, published, signing, told, is_leaving, until, step)
 
 
 def _step(keys: Mapping[int, Times], signing: tuple[int, ...], announced: int | None, *, is_leaving: bool) -> Step:
@@ -193,8 +194,9 @@ def rolled(keys: Mapping[int, Times], now: int, wait: int) -> tuple[Times, dict[
         raise RolloverError("the parent is asked to remove its DS records; a new key would not be announced")
     if len(present.signing) != 1 or any(state is KeyState.WAITING for state in present.states.values()):
         raise RolloverError(f"a rollover is under way: {present.step.words}")
-    new = Times.beginning(now, wait)
     (old,) = present.signing
+    # Made later than the old key, also within one second: the order of the keys is by time.
+    new = attrs.evolve(Times.beginning(now, wait), created=max(now, (keys[old].created or 0) + 1))
     return new, {old: attrs.evolve(keys[old], inactive=None, delete=None, sync_delete=new.sync_publish)}
 
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+from base64 import b64decode, b64encode
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import attrs
 import dns.dnssec
 import dns.rdata
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from dns.dnssecalgs import get_algorithm_cls_from_dnskey
 from dns.rdtypes.ANY.DNSKEY import DNSKEY
 from twisted.trial.unittest import SynchronousTestCase
@@ -106,6 +108,22 @@ class BindTests(KeyTestCase):
                 zone.write_text(f"{text}{path.read_text()}")
                 run("dnssec-signzone", "-z", "-d", self.path, "-o", "example.org", "-f", f"{zone}.signed", zone, path)
                 run("dnssec-verify", "-z", "-o", "example.org", f"{zone}.signed")
+
+    def test_leading_zero(self) -> None:
+        """A private value that begins with zeros is read as BIND writes it, without them; BIND reads it with them."""
+        key = Key.of(ZONE, ECDSAP256SHA256, derive_private_key(2**240 + 1, SECP256R1()), TIMES)
+        write(self.path, key)
+        path = self.path / f"{key.stem}.private"
+        text = path.read_text()
+        value = next(line for line in text.splitlines() if line.startswith("PrivateKey"))
+        self.assertEqual(32, len(b64decode(value.split()[1])))
+        zone = self.path / "zone"
+        zone.write_text("$TTL 60\n@ SOA ns hostmaster 1 60 60 600 60\n NS ns\nns A 192.0.2.1\n"
+                        f"{path.with_suffix('.key').read_text()}")  # fmt: skip
+        run("dnssec-signzone", "-z", "-d", self.path, "-o", "example.org", "-f", f"{zone}.signed", zone,
+            path.with_suffix(".key"))  # fmt: skip
+        path.write_text(text.replace(value, f"PrivateKey: {b64encode((2**240 + 1).to_bytes(31)).decode()}"))
+        self.assertEqual((key,), self.keys())
 
     def test_settime(self) -> None:
         """A time that the operator changes with BIND's program is read."""

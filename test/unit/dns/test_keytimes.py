@@ -56,6 +56,27 @@ class RolloverTests(SynchronousTestCase):
         self.assertEqual({1: KeyState.REMOVED, 2: KeyState.ACTIVE}, plan(self.keys, seen + DAY).states)
         self.assertEqual((2,), plan(self.keys, seen + DAY).published)
 
+    def test_within_a_second(self) -> None:
+        """A rollover in the second in which the old key was made is like others, whatever the tags are."""
+        for old, new in ((1, 2), (2, 1)):
+            with self.subTest(old=old):
+                keys = {old: Times.beginning(BEGIN, WAIT)}
+                keys[new], changed = rolled(keys, BEGIN, WAIT)
+                keys |= changed
+                for at, told in ((BEGIN, None), (BEGIN + WAIT, new), (BEGIN + DAY, new)):
+                    found = plan(keys, at)
+                    self.assertEqual(((old, new), told, False), (found.signing, found.announced, found.is_leaving))
+                self.assertEqual([old], list(ds_seen(keys, BEGIN + WAIT, DAY)))
+
+    def test_equal(self) -> None:
+        """Of keys with equal times, the end of one's announcement asks for no removal; that of all does."""
+        times = Times.beginning(BEGIN, 0)
+        ended = attrs.evolve(times, sync_delete=BEGIN)
+        for keys, told in (({1: times, 2: ended}, 1), ({1: ended, 2: times}, 2), ({1: times, 2: times}, 2),
+                           ({1: ended, 2: ended}, None)):  # fmt: skip
+            found = plan(keys, BEGIN)
+            self.assertEqual((told, told is None), (found.announced, found.is_leaving))
+
     def test_again(self) -> None:
         """The next rollover begins when the last one has ended, and not before."""
         self.roll()
