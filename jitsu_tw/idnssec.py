@@ -19,7 +19,8 @@ class KeyStatus:
         algorithm: of its signatures.
         state: what it does (`keytimes.KeyState`).
         announced: whether Jitsu announces it to the parent, by CDS and CDNSKEY.
-        ds: its DS record as text; empty for a key that no parent knows, as it is no entry point (RFC 4034, 2.1.1).
+        ds: its DS record as text; empty for a key that the parent is not to know, as it is no entry point (RFC 4034,
+            2.1.1), or as the zone is to be unsigned.
     """
 
     tag: int
@@ -36,10 +37,10 @@ class ZoneStatus:
 
     Attributes:
         zone: its name.
-        signer: ``Jitsu``, or ``file`` for a zone that comes signed.
+        signer: ``Jitsu``, ``file`` for a zone that comes signed, or ``nobody`` for one that was signed before.
         keys: its keys.
         next_at: when the next step of its keys comes, in seconds since 1970; None if no time is set for it.
-        next: that step, as a sentence.
+        next: that step, as a sentence; or what the operator should know of a zone that Jitsu does not sign.
         earliest_expiry: when the first of its signatures expires, in seconds since 1970; None if it has none now.
         signatures: how many signatures were made; of a zone that comes signed, how many were checked.
         problems: what is wrong with it, in sentences without a full stop.
@@ -63,7 +64,7 @@ class IDnssec(Interface):
     """The zones that are signed, as an operator sees and steers them."""
 
     def statuses() -> Sequence[ZoneStatus]:
-        """Return all of them, in the order of the zones; those that come signed as they were checked last."""
+        """Return all of them, and those that were signed before; those that come signed as they were checked last."""
 
     def checked() -> Awaitable[None]:
         """Wait until the signatures of the zones that come signed have been checked."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,13 +75,21 @@ def summary(settings: Settings, zones: Zones) -> dict[str, Any]:
 
 def _check_keys(settings: Settings, zones: Zones) -> None:
     """Raise the error if a key cannot be used; this user may have no right to read the keys, and then none is read."""
-    if settings.dnssec is None or not os.access(settings.dnssec.keys, os.R_OK | os.X_OK):
+    if settings.dnssec is None:
         return
     from jitsu_tw.dns.dnskeys import KeyFileError, read  # noqa: PLC0415 -- cryptography, for this alone
+    from jitsu_tw.sync.zone_signing import idle, is_wanted  # noqa: PLC0415
 
-    for keys in read(settings.dnssec.keys, [zone.key for zone in zones if not zone.presigned]).values():
+    directory = settings.dnssec.keys
+    is_there = os.path.lexists(directory)
+    if directory.is_dir() and not os.access(directory, os.R_OK | os.X_OK):
+        return
+    wanted = [zone.key for zone in zones if is_wanted(settings.dnssec, zone)]
+    for zone, keys in read(directory, wanted).items() if is_there else ():
         if isinstance(keys, KeyFileError):
             raise keys
+        if keys and (problem := idle(directory, zone, keys, time.time())):
+            raise problem
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -102,9 +102,16 @@ def rollover(control: Control, zone: str) -> Any:
     return control.ask("POST", f"/v1/dnssec/rollover?{urlencode({'zone': zone})}")
 
 
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuse what is no number, which no range leaves out."""
+    if value != value:  # noqa: PLR0124
+        raise click.BadParameter("nan is no number of hours", context, parameter)
+    return value
+
+
 @dnssec.command("ds-seen")
 @zone_name
-@click.option("--ds-ttl", "hours", default=24.0, show_default=True, type=click.FloatRange(0, 720),
+@click.option("--ds-ttl", "hours", default=24.0, show_default=True, type=click.FloatRange(0, 720), callback=_finite,
               help="The TTL of the old DS record at the parent, in hours.")  # fmt: skip
 @prints(_step)
 def ds_seen(control: Control, zone: str, hours: float) -> Any:
@@ -134,8 +141,9 @@ def init(zone: str, arguments: tuple[str, ...], *, lost: bool) -> None:
     Make a key for ZONE while Jitsu does not run.
 
     ARGUMENTS are those of `twistd jitsu`; without any, jitsu.yaml in this directory is read. Jitsu makes keys itself at
-    its first start, so this is for lost keys: with --lost, the state forgets them, and if no other key is left, a new
-    one is made. Resolvers refuse the zone then until its parent has the DS record of the new key.
+    its first start, so this is for lost keys: with --lost, the state forgets them, damaged files get the suffix .lost,
+    and if no other key is left, a new one is made. Resolvers refuse the zone then until its parent has the DS record of
+    the new key.
     """
     from jitsu_tw.ctl.check import load  # noqa: PLC0415 -- all of Jitsu, which the other commands do without
     from jitsu_tw.errors import JitsuError  # noqa: PLC0415
@@ -153,8 +161,9 @@ def init(zone: str, arguments: tuple[str, ...], *, lost: bool) -> None:
 
 
 def _become_owner(settings: Settings) -> None:
-    """Become, as root, the owner of the state: Jitsu has to read the key."""
-    if os.geteuid() == 0 and settings.persistdb is not None and settings.persistdb.exists():
-        owner = settings.persistdb.stat()
+    """Become, as root, the owner of the state, or of the directory in which it will be: Jitsu has to read the key."""
+    if os.geteuid() == 0 and settings.persistdb is not None:
+        path = settings.persistdb.absolute()
+        owner = next(one for one in (path, *path.parents) if one.exists()).stat()
         os.setegid(owner.st_gid)
         os.seteuid(owner.st_uid)

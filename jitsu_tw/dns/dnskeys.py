@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from jitsu_tw.dns.keytimes import Times
-from jitsu_tw.dns.wire import ROOT, to_text
+from jitsu_tw.dns.wire import ROOT, key_tag, to_text
 from jitsu_tw.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ SHA_256: Final = 2
 #: Octets of the largest file that is read; those that are written have less than 1,000.
 LARGEST: Final = 4096
 
+#: Characters of the longest name of a file without what follows the zone's name: Linux has 255 octets for all.
+LONGEST_STEM: Final = 255 - len(".+013+12345.private.new")
+
 #: The most key pairs of one zone.
 MOST_KEYS: Final = 32
 
@@ -72,6 +75,15 @@ _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 class KeyFileError(ConfigError):
     """A key that cannot be used, or directory of keys: one line with the path and the remedy."""
+
+
+class DamagedKeyError(KeyFileError):
+    """A key of which a file is missing, damaged, or that of another key; the remedy is added to the message."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        """Tell what is wrong with the file at *path*."""
+        remedy = "restore it, or if there is no copy, end Jitsu, and: jitsuctl dnssec init --lost"
+        super().__init__(f"{message}; {remedy}", path)
 
 
 @attrs.frozen
@@ -119,9 +131,7 @@ class Key:
     @property
     def tag(self) -> int:
         """The key tag (RFC 4034, appendix B)."""
-        rdata = self.dnskey
-        total = sum(int.from_bytes(rdata[at : at + 2].ljust(2, b"\0")) for at in range(0, len(rdata), 2))
-        return (total + (total >> 16)) & 0xFFFF
+        return key_tag(self.dnskey)
 
     @property
     def ds(self) -> bytes:
@@ -187,6 +197,11 @@ def read(directory: Path, zones: Iterable[bytes]) -> dict[bytes, tuple[Key, ...]
     Raises:
         KeyFileError: the directory cannot be read.
     """
+    return {zone: _pairs(directory, zone, found) for zone, found in _halves(directory, zones).items()}
+
+
+def _halves(directory: Path, zones: Iterable[bytes]) -> dict[bytes, dict[str, set[str]]]:
+    """Return for each of *zones* the names of its keys in *directory*, without the suffixes, and their suffixes."""
     wanted = {stem(zone): zone for zone in zones}
     halves: dict[bytes, dict[str, set[str]]] = {zone: {} for zone in wanted.values()}
     try:
@@ -200,7 +215,7 @@ def read(directory: Path, zones: Iterable[bytes]) -> dict[bytes, tuple[Key, ...]
     except OSError as error:
         message = f"the directory of keys cannot be read: {error.strerror}; make it, or give Jitsu its rights"
         raise KeyFileError(message, directory) from error
-    return {zone: _pairs(directory, zone, found) for zone, found in halves.items()}
+    return halves
 
 
 def _pairs(directory: Path, zone: bytes, halves: Mapping[str, set[str]]) -> tuple[Key, ...] | KeyFileError:
@@ -230,7 +245,8 @@ def _pair(path: Path, zone: bytes, halves: set[str]) -> Key:
     public, private = path.with_name(f"{path.name}.key"), path.with_name(f"{path.name}.private")
     for half, there, other in (("private", private, public), ("key", public, private)):
         if half not in halves:
-            raise KeyFileError(f"is missing; restore it, or move {other.name} elsewhere as well", there)
+            message = f"is missing; move {other.name} elsewhere as well if the zone has the key no more"
+            raise DamagedKeyError(message, there)
     algorithm, tag = (int(part) for part in path.name.rsplit("+", 2)[1:])
     if algorithm not in ALGORITHMS:
         known = ", ".join(f"{number} ({name})" for number, name in ALGORITHMS.items())
@@ -238,9 +254,9 @@ def _pair(path: Path, zone: bytes, halves: set[str]) -> Key:
     dnskey = _dnskey(public, zone, algorithm)
     key = _private(private, zone, algorithm)
     if dnskey != key.public:
-        raise KeyFileError(f"is not the private half of {public.name}: restore the right one", private)
+        raise DamagedKeyError(f"is not the private half of {public.name}", private)
     if key.tag != tag:
-        raise KeyFileError(f"its name says key {tag}, but it is key {key.tag}: restore the right file", public)
+        raise DamagedKeyError(f"its name says key {tag}, but it is key {key.tag}", public)
     return key
 
 
@@ -253,15 +269,14 @@ def _dnskey(path: Path, zone: bytes, algorithm: int) -> bytes:
         owner, fields = rrset.name.to_wire(), (record.flags, record.protocol, record.algorithm)
         public: bytes = record.key
     except (dns.exception.DNSException, ValueError, AttributeError) as error:
-        raise KeyFileError("is damaged: it should have one DNSKEY record; restore it", path) from error
+        raise DamagedKeyError("is damaged: it should have one DNSKEY record", path) from error
     if owner is None or owner.lower() != zone:
-        raise KeyFileError(f"is not a key of {to_text(zone)}: restore the right file", path)
+        raise DamagedKeyError(f"is not a key of {to_text(zone)}", path)
     if fields[0] == FLAGS - 1:
         message = "is a zone signing key (flags 256): Jitsu signs with one combined key (257); move the pair elsewhere"
         raise KeyFileError(message, path)
     if fields != (FLAGS, PROTOCOL, algorithm):
-        message = f"flags, protocol and algorithm should be {FLAGS} {PROTOCOL} {algorithm}: restore the right file"
-        raise KeyFileError(message, path)
+        raise DamagedKeyError(f"flags, protocol and algorithm should be {FLAGS} {PROTOCOL} {algorithm}", path)
     return public
 
 
@@ -271,43 +286,49 @@ def _private(path: Path, zone: bytes, algorithm: int) -> Key:
     for line in _text(path, private=True).splitlines():
         label, colon, value = line.partition(": ")
         if not colon or label in fields:
-            raise KeyFileError(f"is damaged at {line[:20]!r}: restore it", path)
+            raise DamagedKeyError(f"is damaged at {line[:20]!r}", path)
         fields[label] = value.strip()
     form, kind, secret = (fields.pop(label, "") for label in ("Private-key-format", "Algorithm", "PrivateKey"))
     if form not in {"v1.2", "v1.3"} or kind.split(" ")[0] != str(algorithm) or not secret:
-        message = f"should be a private key of algorithm {algorithm} in the format v1.3: restore it"
-        raise KeyFileError(message, path)
+        raise DamagedKeyError(f"should be a private key of algorithm {algorithm} in the format v1.3", path)
     if unknown := fields.keys() - _TIMES.keys():
         message = f"has {min(unknown)}, which Jitsu does not know: remove that, for a time with dnssec-settime"
         raise KeyFileError(message, path)
     try:
         times = Times(**{_TIMES[label]: _seconds(text) for label, text in fields.items()})
         octets = b64decode(secret, validate=True)
-        if len(octets) != 32:
+        if len(octets) > 32 or (len(octets) < 32 and algorithm == ED25519):  # BIND leaves out ECDSA's leading zeros
             raise ValueError(f"{len(octets)} octets")  # noqa: TRY301 -- as the library does for its own errors
         if algorithm == ED25519:
             return Key.of(zone, algorithm, Ed25519PrivateKey.from_private_bytes(octets), times)
         return Key.of(zone, algorithm, derive_private_key(int.from_bytes(octets), SECP256R1()), times)
     except ValueError as error:
-        raise KeyFileError(f"is damaged: restore it ({error})", path) from error
+        raise DamagedKeyError(f"is damaged ({error})", path) from error
 
 
 def _text(path: Path, *, private: bool) -> str:
     """Return the text of a key's file; one that is large, or *private* and open to others, is not read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise DamagedKeyError("is no regular file", path)
             if private and about.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise KeyFileError("others than its owner may read the private key: chmod 600 it", path)
             octets = file.read(LARGEST + 1)
     except OSError as error:
         raise KeyFileError(f"cannot be read: {error.strerror}", path) from error
     if len(octets) > LARGEST:
-        raise KeyFileError(f"is larger than {LARGEST} octets, so it is no key: restore it", path)
+        raise DamagedKeyError(f"is larger than {LARGEST} octets, so it is no key", path)
     try:
         return octets.decode("ascii")
     except UnicodeDecodeError as error:
-        raise KeyFileError("is damaged: it is not ASCII; restore it", path) from error
+        raise DamagedKeyError("is damaged: it is not ASCII", path) from error
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file, and do not wait for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _seconds(text: str) -> int:
@@ -328,6 +349,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise KeyFileError("is no directory: name one for the keys by dnssec.keys", directory) from error
     except OSError as error:
         message = f"keys cannot be kept here: {error.strerror}; make the directory, or give Jitsu its rights"
         raise KeyFileError(message, directory) from error
@@ -350,8 +373,11 @@ def make(directory: Path, zone: bytes, algorithm: int, times: Times, taken: Iter
         taken: tags of other keys of the zone, which the new key's is unlike.
 
     Raises:
-        KeyFileError: it cannot be written, or the zone has `MOST_KEYS` already.
+        KeyFileError: it cannot be written, the zone's name is too long, or the zone has `MOST_KEYS` already.
     """
+    if len(stem(zone)) > LONGEST_STEM:
+        message = f"{to_text(zone)} has too long a name for the files of keys: have dnssec.zones name other zones alone"
+        raise KeyFileError(message, directory)
     others = set(taken)
     if len(others) >= MOST_KEYS:
         message = f"{MOST_KEYS} keys of {to_text(zone)}: move those elsewhere that were removed from the zone"
@@ -381,6 +407,53 @@ def finish(directory: Path, zone: bytes, known: Container[str]) -> None:
         key = _private(private, zone, int(match[2]))
         if key.stem == private.name.removesuffix(".private"):
             write(directory, key)
+
+
+def salvage(directory: Path, zone: bytes) -> list[str]:
+    """
+    Keep what is left of the keys of *zone* of which a file is missing or damaged; the directory is `locked`.
+
+    Where the private file is whole, the public one is written again. What cannot be used gets the suffix ``.lost``.
+
+    Returns:
+        what was done, as lines.
+
+    Raises:
+        KeyFileError: a private file is open to others, or a file cannot be read, renamed or written.
+    """
+    lines = []
+    for stem_, halves in sorted(_halves(directory, [zone])[zone].items()):
+        path = directory / stem_
+        try:
+            _pair(path, zone, halves)
+        except DamagedKeyError:
+            key = _left(path, zone) if "private" in halves else None
+            for half in sorted(halves if key is None else halves - {"private"}):
+                _set_aside(directory / f"{stem_}.{half}")
+            if key is None:
+                lines.append(f"gave the files of the key {stem_}, which cannot be used, the suffix .lost")
+            else:
+                write(directory, key)
+                lines.append(f"wrote {stem_}.key again: its private half is whole")
+    return lines
+
+
+def _left(path: Path, zone: bytes) -> Key | None:
+    """Return the key of *zone* in the private file at *path*, without the suffix; None if that is damaged."""
+    try:
+        key = _private(path.with_name(f"{path.name}.private"), zone, int(path.name.split("+")[-2]))
+    except DamagedKeyError:
+        return None
+    return key if key.stem == path.name else None
+
+
+def _set_aside(path: Path) -> None:
+    """Give the file at *path* the suffix ``.lost``, unless there is such a file."""
+    try:
+        os.link(path, path.with_name(f"{path.name}.lost"))
+        path.unlink()
+    except OSError as error:
+        raise KeyFileError(f"cannot get the suffix .lost: {error.strerror}; move it elsewhere", path) from error
 
 
 def write(directory: Path, key: Key, *, new: bool = False) -> None:

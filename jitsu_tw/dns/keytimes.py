@@ -24,6 +24,9 @@ from jitsu_tw.errors import JitsuError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: How the words of a step begin that is none.
+NOTHING: Final = "nothing to do: "
+
 #: Seconds that caches are taken to keep the DS records of a parent, unless the operator knows better.
 DS_TTL: Final = 86400
 
@@ -106,7 +109,8 @@ class Plan:
         published: the keys of the DNSKEY RRset.
         signing: those that sign.
         announced: the key that CDS and CDNSKEY announce; None for none.
-        is_leaving: CDS and CDNSKEY ask the parent to remove the DS records (RFC 8078, 4).
+        is_leaving: CDS and CDNSKEY ask the parent to remove the DS records (RFC 8078, 4), as no key of the DNSKEY RRset
+            is to be announced any more.
         until: when this plan ends, as a time of a key comes; None if it does not.
         step: what comes next.
     """
@@ -125,13 +129,18 @@ def plan(keys: Mapping[int, Times], now: float) -> Plan:
     states = {tag: times.state(now) for tag, times in keys.items()}
     published = tuple(tag for tag in _by_age(keys) if states[tag] not in {KeyState.WAITING, KeyState.REMOVED})
     signing = tuple(tag for tag in published if states[tag] is KeyState.ACTIVE)
+    # Of one key the announcement has an end when another takes its place: only the end of all of them asks for removal.
+    lasting = tuple(tag for tag in published if not _past(keys[tag].sync_delete, now))
+    is_leaving = bool(published) and not lasting
     # The newest key counts: the announcement of an older one ends with it, also where its own file does not say so yet.
-    told = next((tag for tag in reversed(published) if _past(keys[tag].sync_publish, now)), None)
-    is_leaving = told is not None and _past(keys[told].sync_delete, now)
+    told = next((tag for tag in reversed(lasting) if _past(keys[tag].sync_publish, now)), None)
     until = min((at for times in keys.values() if (at := times.next_after(now)) is not None), default=None)
-    announced = None if is_leaving else told
-    step = _step(keys, signing, announced, is_leaving=is_leaving)
-    return Plan(states, published, signing, announced, is_leaving, until, step)
+    step = _step(keys, signing, told, is_leaving=is_leaving)
+    if signing and (end := _end(keys, now)) is not None:
+        words = f"{step.words.removeprefix(NOTHING)}; but at {clock(end)}, no key signs any more: before that, roll the"
+        words += " key, or take its end away: dnssec-settime -I none -D none"
+        step = Step(end if step.at is None else step.at, words)
+    return Plan(states, published, signing, told, is_leaving, until, step)
 
 
 def _step(keys: Mapping[int, Times], signing: tuple[int, ...], announced: int | None, *, is_leaving: bool) -> Step:
@@ -156,7 +165,13 @@ def _step(keys: Mapping[int, Times], signing: tuple[int, ...], announced: int | 
     if old:
         words = f"set the DS record of key {newest} at the parent, in place of the old one; when all servers of"
         return Step(None, f"{words} the parent have it: jitsuctl dnssec ds-seen")
-    return Step(None, f"nothing to do: key {newest} signs, and is announced to the parent")
+    return Step(None, f"{NOTHING}key {newest} signs, and is announced to the parent")
+
+
+def _end(keys: Mapping[int, Times], now: float) -> int | None:
+    """Return the first time after *now* at which a key ends and none of *keys* signs any more; None without any."""
+    ends = sorted(at for times in keys.values() for at in (times.inactive, times.delete) if at is not None and at > now)
+    return next((at for at in ends if all(times.state(at) is not KeyState.ACTIVE for times in keys.values())), None)
 
 
 def rolled(keys: Mapping[int, Times], now: int, wait: int) -> tuple[Times, dict[int, Times]]:
@@ -169,7 +184,7 @@ def rolled(keys: Mapping[int, Times], now: int, wait: int) -> tuple[Times, dict[
         wait: seconds for which caches may have a DNSKEY RRset, or a signature, from before.
 
     Returns:
-        the times of the new key, and those of the keys whose times change.
+        the times of the new key, and those of the keys whose times change: the old key has no end before `ds_seen`.
 
     Raises:
         RolloverError: a rollover is under way already, or the zone is about to be unsigned.
@@ -179,9 +194,10 @@ def rolled(keys: Mapping[int, Times], now: int, wait: int) -> tuple[Times, dict[
         raise RolloverError("the parent is asked to remove its DS records; a new key would not be announced")
     if len(present.signing) != 1 or any(state is KeyState.WAITING for state in present.states.values()):
         raise RolloverError(f"a rollover is under way: {present.step.words}")
-    new = Times.beginning(now, wait)
     (old,) = present.signing
-    return new, {old: attrs.evolve(keys[old], sync_delete=new.sync_publish)}
+    # Made later than the old key, also within one second: the order of the keys is by time.
+    new = attrs.evolve(Times.beginning(now, wait), created=max(now, (keys[old].created or 0) + 1))
+    return new, {old: attrs.evolve(keys[old], inactive=None, delete=None, sync_delete=new.sync_publish)}
 
 
 def ds_seen(keys: Mapping[int, Times], now: int, ds_ttl: int) -> dict[int, Times]:
@@ -212,6 +228,8 @@ def leaving(keys: Mapping[int, Times], now: int) -> dict[int, Times]:
     """
     Return the times of *keys* with which CDS and CDNSKEY ask the parent to remove its DS records (RFC 8078, 4).
 
+    What was to be announced, and when, stays in the times: so that is right again when the ends of that are taken away.
+
     Raises:
         RolloverError: they do so already.
     """
@@ -219,7 +237,7 @@ def leaving(keys: Mapping[int, Times], now: int) -> dict[int, Times]:
     if present.is_leaving:
         raise RolloverError(f"the parent is asked to remove its DS records already: {present.step.words}")
     return {
-        tag: attrs.evolve(times, sync_publish=min(now, times.sync_publish or now), sync_delete=now)
+        tag: attrs.evolve(times, sync_delete=now)
         for tag, times in keys.items()
         if present.states[tag] is not KeyState.REMOVED
     }

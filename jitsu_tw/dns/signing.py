@@ -106,10 +106,11 @@ class Signed:
         self.plan: Plan = plan({key.tag: key.times for key in self.keys}, now)
         by_tag = {key.tag: key for key in self.keys}
         self._active = [by_tag[tag] for tag in self.plan.signing]
-        self._forget()
+        self.forget()
         self.zone.put_keys(self._published([by_tag[tag] for tag in self.plan.published]))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Sign all RRsets anew, when they are asked for next."""
         self._kept.clear()
         self._rrsets.clear()
         self._due.clear()

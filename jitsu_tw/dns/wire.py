@@ -342,3 +342,9 @@ class Question(tdns.Query):
         if isinstance(query, Question):
             return query
         return cls(from_text(query.name.name.decode("latin-1")), query.type, query.cls)
+
+
+def key_tag(rdata: bytes) -> int:
+    """Return the key tag of the DNSKEY record with the data *rdata* (RFC 4034, appendix B)."""
+    total = sum(int.from_bytes(rdata[at : at + 2].ljust(2, b"\0")) for at in range(0, len(rdata), 2))
+    return (total + (total >> 16)) & 0xFFFF

@@ -76,6 +76,7 @@ class Zone:
         cuts: the NS of delegations, and DNAMEs: they decide on names below.
         enclosed: the apexes of served zones inside this one.
         presigned: whether it comes signed, with its own DNSKEY and RRSIG: then only its file changes it.
+        longest_ttl: the longest TTL, in seconds, of a record or a VM that it has or had, which caches may still have.
         proofs: the names that own its NSEC3 records if it comes so, which are no names of the zone (RFC 5155, 7.2.8).
         shadowed: the addresses of the file that those of VMs have replaced.
     """
@@ -91,6 +92,7 @@ class Zone:
         self.cuts: dict[bytes, RRset] = {}
         self.enclosed: set[bytes] = set()
         self.presigned = False
+        self.longest_ttl = 0
         self.proofs: dict[bytes, Node] = {}
         self.shadowed: dict[bytes, dict[int, RRset]] = {}
         self._reverse: dict[bytes, str] = {}  # the VMs that PTR records are there for
@@ -250,6 +252,7 @@ class Zone:
         if old is not None and ttl != old.ttl and type != RRSIG:
             self._report.warn(f"{to_text(owner)} {_types(type)}: several TTLs, the smallest counts", path, line)
         (self.proofs.setdefault(key, Node()) if proves else self._node(key)).rrsets[type] = rrset
+        self.longest_ttl = max(self.longest_ttl, ttl)
         if type == DNAME or (type == NS and key != self.key):
             self.cuts[key] = rrset
         self._changed(key)
@@ -279,6 +282,7 @@ class Zone:
         if old and node.vm is None:
             self.shadowed[key] = old
         node.vm = vm
+        self.longest_ttl = max(self.longest_ttl, ttl)
         filed = self.shadowed.get(key, {}) if self.presigned else {}
         for rrset in rrsets:
             own = filed.get(rrset.type, rrset)
@@ -339,6 +343,7 @@ class Zone:
         is_free = node is None or node.rrsets.keys().isdisjoint({PTR, CNAME})
         if is_free and not self.presigned and self.cut_over(key, PTR) is None:
             self._node(key).rrsets[PTR] = RRset(key, PTR, ttl, (target,))
+            self.longest_ttl = max(self.longest_ttl, ttl)
             self._reverse[key] = vm
             self._changed(key)
 

@@ -58,6 +58,8 @@ class Checked:
         latest: when the last signature begins to be valid.
         tampered: RRsets without a right signature, as text.
         keys: the zone's keys; those that sign the DNSKEY RRset are active.
+        note: why signatures were not verified, and the remedy; empty if they were.
+        failure: why the check ended early; empty if it did not.
     """
 
     verified: int = 0
@@ -65,10 +67,14 @@ class Checked:
     latest: float = 0.0
     tampered: tuple[str, ...] = ()
     keys: tuple[KeyStatus, ...] = ()
+    note: str = ""
+    failure: str = ""
 
     def problems(self, now: float) -> list[str]:
         """Return what is wrong, at *now*."""
         found = []
+        if self.failure:
+            found.append(f"its signatures cannot be checked ({self.failure}): report the fault that the log has")
         if self.tampered:
             more = f" and {len(self.tampered) - MOST_NAMED} more" if len(self.tampered) > MOST_NAMED else ""
             named = f"{', '.join(self.tampered[:MOST_NAMED])}{more}"
@@ -84,6 +90,8 @@ class Checked:
 def check(zone: Zone, rest: Callable[[float], None] = time.sleep) -> Checked:
     """
     Check the signatures of *zone*, as its file has them; this blocks, for seconds, and is for a thread.
+
+    Their times are told without the extra `dnssec`, too; they are verified with it.
 
     Args:
         zone: it comes signed.
@@ -105,14 +113,20 @@ def check(zone: Zone, rest: Callable[[float], None] = time.sleep) -> Checked:
     signing = {_TIMES.unpack_from(record.rdata)[3] for record in signatures[zone.key, DNSKEY]}
     tampered = []
     verified = 0
+    note = ""
     for (owner, type_), signed in islice(signatures.items(), MOST_VERIFIED):
         if not sets.get((owner, type_)):
             continue
+        try:
+            is_right = _is_right(sets[owner, type_], signed, keys)
+        except ImportError as error:
+            note = f"its signatures are not verified; that needs: pip install 'jitsu-tw[dnssec]' ({error})"
+            break
         verified += 1
-        if not _is_right(sets[owner, type_], signed, keys):
+        if not is_right:
             tampered.append(f"{to_text(owner)} {dns.rdatatype.to_text(dns.rdatatype.RdataType.make(type_))}")
         rest(REST)
-    return Checked(verified, earliest, latest, tuple(tampered), tuple(_statuses(keys, signing)))
+    return Checked(verified, earliest, latest, tuple(tampered), tuple(_statuses(keys, signing)), note)
 
 
 def _statuses(keys: Mapping[dns.name.Name, dns.rrset.RRset], signing: Container[int]) -> Iterator[KeyStatus]:

@@ -12,6 +12,7 @@ import time
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+import attrs
 from twisted.internet.defer import DeferredLock
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
@@ -76,11 +77,10 @@ class ZoneSigning(SignedZones):
         """
         super().__init__(zones, clocks.wall)
         self._dnssec, self._store, self._renewed = dnssec, store, renewed
-        self._kept: dict[str, str] = {}
         self._seen: object = None
         self._problems: dict[bytes, str] = {}
         self._lock = DeferredLock()
-        self._renew_at = self._looked = -inf
+        self._renew_at = self._latest = -inf
         self._looking = LoopingCall(self._look)
         self._looking.clock = clocks.reactor
 
@@ -93,10 +93,7 @@ class ZoneSigning(SignedZones):
         Raises:
             KeyFileError: a key is missing, or cannot be used.
         """
-        prefix = f"{DNSSEC}/"
-        self._kept = {path.removeprefix(prefix): value for path, value in tree.items() if path.startswith(prefix)}
         self._seen = dnskeys.seen(self._dnssec.keys)
-        self.secure(self._zones)
         super().restore(tree)
         self._bump(self._zones)
 
@@ -144,17 +141,12 @@ class ZoneSigning(SignedZones):
                 if gone := _gone(self._dnssec.keys, key, self._kept, keys):
                     raise gone
                 if not keys:
-                    times = Times.beginning(int(self._wall()), longest_ttl(zone))
+                    times = Times.beginning(int(self._wall()), zone.longest_ttl)
                     keys = (dnskeys.make(self._dnssec.keys, key, self._dnssec.algorithm, times),)
                     self.log.info("{zone}: made the key {key}, as it had none", zone=to_text(key), key=keys[0].stem)
-                if idle := self._idle(key, keys):
-                    raise idle
+                if problem := idle(self._dnssec.keys, key, keys, self._wall()):
+                    raise problem
                 zone.secure(Signed(zone, keys, NsecChain(zone), self._wall, self._dnssec.validity))
-
-    def _idle(self, zone: bytes, keys: Iterable[Key]) -> KeyFileError | None:
-        """Return the error if none of *keys*, those of *zone*, signs now."""
-        plan = keytimes.plan({key.tag: key.times for key in keys}, self._wall())
-        return None if plan.signing else KeyFileError(f"{to_text(zone)}: {plan.step.words}", self._dnssec.keys)
 
     def _signed(self) -> list[Signed]:
         found: list[Signed] = []
@@ -179,14 +171,18 @@ class ZoneSigning(SignedZones):
 
     @deferred
     async def _look_at_all(self) -> None:
-        now, before, self._looked = self._wall(), self._looked, self._wall()
-        was_set_back = now < before - EARLIER  # so that signatures begin to be valid in the future
+        now = self._wall()
+        was_set_back = now < self._latest - EARLIER  # so that signatures begin to be valid in the future
+        self._latest = now if was_set_back else max(now, self._latest)
         for signed in self._signed():
             if was_set_back or (signed.plan.until is not None and signed.plan.until <= now):
-                if idle := self._idle(signed.zone.key, signed.keys):
-                    self._note({**self._problems, signed.zone.key: str(idle)})
-                else:
+                if idle(self._dnssec.keys, signed.zone.key, signed.keys, now) is None:
                     self._use(signed, signed.keys)
+                    continue
+                self._seen = object()  # the look at the files notes the problem
+                if was_set_back:
+                    signed.forget()
+                    self._tell([signed.zone])
         if was_set_back or now >= self._renew_at:
             self._renew_at = now + self._dnssec.validity / RENEWALS
             self._tell([one.zone for one in self._signed() if one.renew(now)])
@@ -194,9 +190,9 @@ class ZoneSigning(SignedZones):
         await self._write()
 
     async def _look_at_files(self) -> None:
-        """Read the keys if a file in their directory has changed."""
+        """Read the keys if a file in their directory has changed, or while there is a problem."""
         seen = await deferToThread(dnskeys.seen, self._dnssec.keys)
-        if seen == self._seen:
+        if seen == self._seen and not self._problems:
             return
         zones = [one.zone.key for one in self._signed()]
         self._seen = seen
@@ -211,9 +207,11 @@ class ZoneSigning(SignedZones):
             keys = found.get(key, signed.keys)
             if isinstance(keys, KeyFileError):
                 problems[key] = str(keys)
-            elif problem := _gone(self._dnssec.keys, key, self._kept, keys) or self._idle(key, keys):
+            elif problem := (
+                _gone(self._dnssec.keys, key, self._kept, keys) or idle(self._dnssec.keys, key, keys, self._wall())
+            ):
                 problems[key] = str(problem)
-            elif keys != signed.keys:
+            elif keys != signed.keys or key in self._problems:
                 self._use(signed, keys)
         self._note(problems)
 
@@ -267,8 +265,9 @@ class ZoneSigning(SignedZones):
             return super()._status(zone)
         plan = signed.plan
         keys = tuple(
-            KeyStatus(key.tag, key.algorithm, plan.states[key.tag].value, key.tag == plan.announced, ds_text(key))
+            KeyStatus(key.tag, key.algorithm, plan.states[key.tag].value, key.tag == plan.announced, ds)
             for key in signed.keys
+            for ds in ["" if plan.is_leaving else ds_text(key)]
         )
         problem = self._problems.get(zone.key)
         return ZoneStatus(
@@ -288,7 +287,7 @@ class ZoneSigning(SignedZones):
         """Begin a rollover (`IDnssec.rollover`)."""
 
         def change(times: Mapping[int, Times], of: Zone) -> tuple[Times | None, Mapping[int, Times]]:
-            return keytimes.rolled(times, int(self._wall()), longest_ttl(of))
+            return keytimes.rolled(times, int(self._wall()), of.longest_ttl)
 
         return await self._lock.run(self._change, zone, change)
 
@@ -381,6 +380,12 @@ def _whole(
     return keys
 
 
+def idle(directory: Path, zone: bytes, keys: Iterable[Key], now: float) -> KeyFileError | None:
+    """Return the error if none of *keys*, those of *zone* in *directory*, signs at *now*, in seconds since 1970."""
+    plan = keytimes.plan({key.tag: key.times for key in keys}, now)
+    return None if plan.signing else KeyFileError(plan.step.words, directory / f"{dnskeys.stem(zone)}+*")
+
+
 def is_wanted(dnssec: Dnssec, zone: Zone) -> bool:
     """Return whether Jitsu is to sign *zone*, as *dnssec* says, and does not sign it yet."""
     return zone.security is None and (not dnssec.zones or zone.key in {name.lower() for name in dnssec.zones})
@@ -407,31 +412,50 @@ def make_key(settings: Settings, zones: Zones, zone: str, *, lost: bool) -> list
         raise ConfigError(f"Jitsu is not to sign {zone}; the configuration names the zones, in the group dnssec")
     assert settings.persistdb is not None
     store, directory = GitStore(settings.persistdb), settings.dnssec.keys
-    tree, label = store.open(), zone_label(found.key)
-    before = tree.get(f"{DNSSEC}/{label}", "")
+    label, is_first = zone_label(found.key), not settings.persistdb.exists()
+    before = "" if is_first else store.open().get(f"{DNSSEC}/{label}", "")
+    kept = {label: before}
+    if not directory.exists():  # what is refused makes nothing
+        _check_lost(directory, zone, _gone(directory, found.key, kept, ()), lost=lost)
     with dnskeys.locked(directory):
-        keys = _whole(directory, found.key, {label: before}, dnskeys.read(directory, [found.key])[found.key])
-        gone = _gone(directory, found.key, {label: before}, keys)
-        if gone is not None and not lost:
-            raise gone
-        if gone is None and lost:
-            raise ConfigError(f"no key of {zone} is lost: all that the state has are in {directory}")
+        lines = dnskeys.salvage(directory, found.key) if lost else []
+        keys = _whole(directory, found.key, kept, dnskeys.read(directory, [found.key])[found.key])
+        gone = _gone(directory, found.key, kept, keys)
+        if not lines:
+            _check_lost(directory, zone, gone, lost=lost)
         now = time.time()
         plan = keytimes.plan({key.tag: key.times for key in keys}, now)
         used = [name(key) for key in keys if key.tag in plan.published]
         if plan.signing:
-            lines = [f"{zone} has a key that signs, so no other one was made"]
+            key = next(key for key in keys if key.tag == plan.signing[-1])
+            if gone is not None and LEAVING not in before:  # the one that was to take its place may be lost
+                times = attrs.evolve(key.times, inactive=None, delete=None, sync_delete=None)
+                dnskeys.put(directory, [key], {key.tag: times})
+            lines.append(f"{zone} has the key {key.stem}, which signs, so no other one was made; its DS record:")
         else:
-            times = Times.beginning(int(now), longest_ttl(found))
+            # Where a key is lost, resolvers refuse the zone already: the new DS record cannot come too early.
+            wait = found.longest_ttl if gone is None or LEAVING in before else 0
+            times = Times.beginning(int(now), wait)
             taken = [key.tag for key in keys]
             key = dnskeys.make(directory, found.key, settings.dnssec.algorithm, times, taken)
             used.append(name(key))
-            lines = [f"made the key {key.stem}; its DS record for the parent:", ds_text(key)]
+            lines.append(f"made the key {key.stem}; its DS record for the parent:")
+        lines.append(ds_text(key))
+    if is_first:
+        store.open()
     after = " ".join(used)
     message = f"Keys of {to_text(found.key)}: {after}, before {before or 'none'}"
     store.history.commit({f"{DNSSEC}/{label}": after}, message)
     store.close()
     return lines
+
+
+def _check_lost(directory: Path, zone: str, gone: KeyFileError | None, *, lost: bool) -> None:
+    """Refuse to go on if a key of *zone* is *gone*, and the operator has not said that it is *lost*; or the reverse."""
+    if gone is not None and not lost:
+        raise gone
+    if gone is None and lost:
+        raise ConfigError(f"no key of {zone} is lost: all that the state has are in {directory}")
 
 
 def plain(zone: str) -> str:
@@ -449,8 +473,3 @@ def ds_text(key: Key) -> str:
     ds = key.ds
     owner = to_text(key.zone).removesuffix(".") + "."
     return f"{owner} IN DS {key.tag} {key.algorithm} {ds[3]} {ds[4:].hex().upper()}"
-
-
-def longest_ttl(zone: Zone) -> int:
-    """Return the longest TTL of *zone*, in seconds: for so long caches may have what it had before."""
-    return max(record.ttl for record in zone.records())

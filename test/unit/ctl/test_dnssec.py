@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ class DnssecTests(SynchronousTestCase):
         self.patch(Control, "ask", refuse)
         self.assertIn("jitsuctl: a rollover is under way", self.run_("rollover", "a.test", code=1).output)
 
+    def test_not_a_number(self) -> None:
+        """A TTL that is no number is refused before anything is asked for."""
+        for hours in ("nan", "inf", "-1", "x"):
+            self.run_("ds-seen", "a.test", f"--ds-ttl={hours}", code=2)
+        self.assertEqual([], self.asked)
+
     def test_init(self) -> None:
         """A key is made without a running Jitsu, and replaced only if it is said to be lost."""
         folder = Path(tempfile.mkdtemp())
@@ -104,9 +111,34 @@ class DnssecTests(SynchronousTestCase):
         (key,) = Path("keys").glob("*.private")
         key.chmod(0o644)
         self.assertIn("others than its owner may read the private key", check().output)
+        key.chmod(0o600)
+        subprocess.run(["dnssec-settime", "-K", "keys", "-A", "+1d", key.stem], check=True, capture_output=True)
+        self.assertIn("no key signs now", check().output)
+        Path("keys").rename("away")
+        Path("keys").write_text("")
+        self.assertIn("the directory of keys cannot be read: Not a directory", check().output)
+        Path("keys").unlink()
+        self.assertEqual(0, check().exit_code)
+        Path("away").rename("keys")
         for path in Path("keys").glob("K*"):
             path.unlink()
         self.assertIn("it is gone: restore it", self.run_("init", "a.test", code=1).output)
         self.assertIn("made the key", self.run_("init", "--lost", "a.test", "--config", "jitsu.yaml").output)
         self.assertIn("Jitsu is not to sign b.test", self.run_("init", "b.test", code=1).output)
         self.assertEqual([], self.asked)
+
+    def test_owner(self) -> None:
+        """As root, what is made belongs to the owner of the state, or of the directory in which it will be."""
+        folder = Path(tempfile.mkdtemp())
+        (folder / "jitsu.yaml").write_text(CONFIGURATION.replace("state.git", f"{folder}/new/state.git"))
+        if os.geteuid() == 0:
+            os.chown(folder, 65534, 65534)
+        became: list[int] = []
+        self.patch(os, "geteuid", lambda: 0)
+        self.patch(os, "setegid", became.append)
+        self.patch(os, "seteuid", became.append)
+        for state in (folder, folder / "new/state.git"):
+            self.run_("init", "--lost", "a.test", "--config", f"{folder}/jitsu.yaml", code=1)
+            self.assertEqual([state.stat().st_gid, state.stat().st_uid], became)
+            became.clear()
+            (folder / "new/state.git").mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+from base64 import b64decode, b64encode
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import attrs
 import dns.dnssec
 import dns.rdata
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 from dns.dnssecalgs import get_algorithm_cls_from_dnskey
 from dns.rdtypes.ANY.DNSKEY import DNSKEY
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,6 +24,7 @@ from jitsu_tw.dns.dnskeys import (
     ECDSAP256SHA256,
     ED25519,
     LARGEST,
+    LONGEST_STEM,
     MOST_KEYS,
     Key,
     KeyFileError,
@@ -30,6 +33,7 @@ from jitsu_tw.dns.dnskeys import (
     make,
     put,
     read,
+    salvage,
     seen,
     stem,
     write,
@@ -105,6 +109,22 @@ class BindTests(KeyTestCase):
                 run("dnssec-signzone", "-z", "-d", self.path, "-o", "example.org", "-f", f"{zone}.signed", zone, path)
                 run("dnssec-verify", "-z", "-o", "example.org", f"{zone}.signed")
 
+    def test_leading_zero(self) -> None:
+        """A private value that begins with zeros is read as BIND writes it, without them; BIND reads it with them."""
+        key = Key.of(ZONE, ECDSAP256SHA256, derive_private_key(2**240 + 1, SECP256R1()), TIMES)
+        write(self.path, key)
+        path = self.path / f"{key.stem}.private"
+        text = path.read_text()
+        value = next(line for line in text.splitlines() if line.startswith("PrivateKey"))
+        self.assertEqual(32, len(b64decode(value.split()[1])))
+        zone = self.path / "zone"
+        zone.write_text("$TTL 60\n@ SOA ns hostmaster 1 60 60 600 60\n NS ns\nns A 192.0.2.1\n"
+                        f"{path.with_suffix('.key').read_text()}")  # fmt: skip
+        run("dnssec-signzone", "-z", "-d", self.path, "-o", "example.org", "-f", f"{zone}.signed", zone,
+            path.with_suffix(".key"))  # fmt: skip
+        path.write_text(text.replace(value, f"PrivateKey: {b64encode((2**240 + 1).to_bytes(31)).decode()}"))
+        self.assertEqual((key,), self.keys())
+
     def test_settime(self) -> None:
         """A time that the operator changes with BIND's program is read."""
         key = make(self.path, ZONE, ECDSAP256SHA256, TIMES)
@@ -141,6 +161,14 @@ class FilesTests(KeyTestCase):
         with self.assertRaisesRegex(KeyFileError, "32 keys of example.org: move those elsewhere that were removed"):
             make(self.path, ZONE, ED25519, TIMES, range(MOST_KEYS))
         self.assertEqual([], list(self.path.iterdir()))
+
+    def test_long(self) -> None:
+        """The files of a zone with a long name are written, and where the name is too long that is told first."""
+        for name in (f"{'a' * 63}." * 3 + "b" * (LONGEST_STEM - 3 * 64 - 2), "\\000" * 63 + "." + "b" * 40):
+            make(self.path, from_text(name), ED25519, TIMES)
+            self.assertEqual(LONGEST_STEM, len(stem(from_text(name))))
+            with self.assertRaisesRegex(KeyFileError, "has too long a name .* have dnssec.zones name other"):
+                make(self.path, from_text(name + "b"), ED25519, TIMES)
 
     def test_tags(self) -> None:
         """A new key never has the tag of another one of the zone."""
@@ -203,6 +231,12 @@ class FilesTests(KeyTestCase):
         words = "there/new: keys cannot be kept here: No such file"
         with self.assertRaisesRegex(KeyFileError, words), locked(self.path / "there/new"):
             pass
+        (self.path / "file").write_text("")
+        (self.path / "link").symlink_to("none")
+        for name in ("file", "link"):
+            words = f"{name}: is no directory: name one for the keys by dnssec.keys"
+            with self.assertRaisesRegex(KeyFileError, words), locked(self.path / name):
+                pass
         with self.assertRaisesRegex(KeyFileError, "none: the directory of keys cannot be read: No such file"):
             read(self.path / "none", [ZONE])
 
@@ -253,9 +287,18 @@ class DamagedTests(KeyTestCase):
         for path in (self.private, self.public):
             text = path.read_text()
             path.unlink()
-            self.check(rf"{path.suffix}: is missing; restore it, or move")
+            self.check(rf"{path.suffix}: is missing; move K.* elsewhere as well if .*; restore it")
             path.write_text(text)
             path.chmod(0o600)
+
+    def test_fifo(self) -> None:
+        """What is no regular file is an error at once: nothing is waited for."""
+        for make_, words in ((os.mkfifo, "is no regular file"), (os.mkdir, "cannot be read: Is a directory")):
+            self.public.unlink()
+            make_(self.public)
+            self.check(words)
+            if not self.public.is_dir():
+                self.assertIn("again: its private half is whole", str(salvage(self.path, ZONE)))
 
     def test_open(self) -> None:
         """A private key that others may read is an error, and is not read."""
@@ -282,7 +325,7 @@ class DamagedTests(KeyTestCase):
         for half in (path, path.with_suffix(".private")):
             half.unlink()
         self.public.write_text(self.public.read_text().replace("example.org. IN", "example.net. IN"))
-        self.check("is not a key of example.org: restore the right file")
+        self.check("is not a key of example.org; restore it")
 
     def test_damaged(self) -> None:
         """No change of a file is read as another key: each is an error that names the file."""
@@ -305,7 +348,28 @@ class DamagedTests(KeyTestCase):
                     good.replace("3 13", "3 15")):  # fmt: skip
             with self.subTest(bad):
                 self.public.write_text(bad)
-                self.check(r"key: ")
+                self.check(r"key[:;] ")
+
+    def test_salvaged(self) -> None:
+        """Of a key that cannot be used all is kept, and what is whole stays; a file that was set aside is not lost."""
+        other = make(self.path, ZONE, ED25519, TIMES)
+        self.assertEqual([], salvage(self.path, ZONE))
+        self.private.write_bytes((self.path / f"{other.stem}.private").read_bytes())
+        text = self.public.read_text()
+        self.assertEqual(1, len(salvage(self.path, ZONE)))
+        self.assertEqual((other,), self.keys())
+        self.assertEqual(text, (self.path / f"{self.key.stem}.key.lost").read_text())
+        self.public.write_text("?")
+        with self.assertRaisesRegex(KeyFileError, "cannot get the suffix .lost: File exists; move it elsewhere"):
+            salvage(self.path, ZONE)
+        self.assertEqual("?", self.public.read_text())
+
+    def test_renamed(self) -> None:
+        """A private file under the name of another key does not make that key's public file."""
+        other = make(self.path, ZONE, ECDSAP256SHA256, TIMES, [self.key.tag])
+        self.private.write_bytes((self.path / f"{other.stem}.private").read_bytes())
+        self.assertIn("suffix .lost", str(salvage(self.path, ZONE)))
+        self.assertEqual((other,), self.keys())
 
     def test_many(self) -> None:
         """More keys of a zone than are ever needed are an error; those of other zones do not count."""

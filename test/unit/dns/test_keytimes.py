@@ -56,6 +56,27 @@ class RolloverTests(SynchronousTestCase):
         self.assertEqual({1: KeyState.REMOVED, 2: KeyState.ACTIVE}, plan(self.keys, seen + DAY).states)
         self.assertEqual((2,), plan(self.keys, seen + DAY).published)
 
+    def test_within_a_second(self) -> None:
+        """A rollover in the second in which the old key was made is like others, whatever the tags are."""
+        for old, new in ((1, 2), (2, 1)):
+            with self.subTest(old=old):
+                keys = {old: Times.beginning(BEGIN, WAIT)}
+                keys[new], changed = rolled(keys, BEGIN, WAIT)
+                keys |= changed
+                for at, told in ((BEGIN, None), (BEGIN + WAIT, new), (BEGIN + DAY, new)):
+                    found = plan(keys, at)
+                    self.assertEqual(((old, new), told, False), (found.signing, found.announced, found.is_leaving))
+                self.assertEqual([old], list(ds_seen(keys, BEGIN + WAIT, DAY)))
+
+    def test_equal(self) -> None:
+        """Of keys with equal times, the end of one's announcement asks for no removal; that of all does."""
+        times = Times.beginning(BEGIN, 0)
+        ended = attrs.evolve(times, sync_delete=BEGIN)
+        for keys, told in (({1: times, 2: ended}, 1), ({1: ended, 2: times}, 2), ({1: times, 2: times}, 2),
+                           ({1: ended, 2: ended}, None)):  # fmt: skip
+            found = plan(keys, BEGIN)
+            self.assertEqual((told, told is None), (found.announced, found.is_leaving))
+
     def test_again(self) -> None:
         """The next rollover begins when the last one has ended, and not before."""
         self.roll()
@@ -111,6 +132,49 @@ class RolloverTests(SynchronousTestCase):
         keys |= leaving(keys, BEGIN + 1)
         self.assertTrue(plan(keys, BEGIN + 1).is_leaving)
         self.assertTrue(plan(keys, BEGIN + WAIT).is_leaving)
+
+    def test_leaving_undone(self) -> None:
+        """Without the ends of the announcements, the zone is as if it never had been about to leave."""
+        for begun in (False, True):
+            if begun:
+                self.roll()
+            else:
+                self.keys = {1: Times.beginning(BEGIN, WAIT)}
+            keys = self.keys | leaving(self.keys, BEGIN + 1)
+            self.assertTrue(plan(keys, BEGIN + 1).is_leaving)
+            again = {tag: attrs.evolve(times, sync_delete=None) for tag, times in keys.items()}
+            for at in (BEGIN + 1, BEGIN + WAIT - 1, BEGIN + WAIT):
+                self.assertEqual(plan(self.keys, at).announced, plan(again, at).announced)
+                self.assertEqual(plan(self.keys, at).step, plan(again, at).step)
+            if begun:
+                with self.assertRaisesRegex(RolloverError, "too early"):
+                    ds_seen(again, BEGIN + WAIT - 1, DAY)
+            self.keys = {1: Times.beginning(BEGIN - 30 * DAY, WAIT)}
+
+    def test_end(self) -> None:
+        """The end of the last key that signs is told beside each step, with the remedy."""
+        end = BEGIN + 90 * DAY
+        words = "no key signs any more: before that, roll the key, or take its end away: dnssec-settime -I none -D none"
+        for times in ({"inactive": end}, {"delete": end}, {"inactive": end, "delete": end + DAY}):
+            keys = {1: attrs.evolve(Times.beginning(BEGIN, WAIT), **times)}
+            found = plan(keys, BEGIN)
+            self.assertIn("CDS and CDNSKEY announce key 1", found.step.words)
+            self.assertIn(words, found.step.words)
+            self.assertEqual(BEGIN + WAIT, found.step.at)
+            found = plan(keys, BEGIN + WAIT)
+            self.assertEqual(f"key 1 signs, and is announced to the parent; but at 2027-04-15 08:00:00 UTC, {words}",
+                             found.step.words)  # fmt: skip
+            self.assertEqual(end, found.step.at)
+            keys[2] = Times(publish=BEGIN, activate=end)
+            self.assertNotIn("no key signs", plan(keys, BEGIN + WAIT).step.words)
+
+    def test_rolled_with_end(self) -> None:
+        """The old key stays until the parent has the new DS record, also if it was to end before."""
+        self.keys[1] = attrs.evolve(self.keys[1], inactive=BEGIN + DAY, delete=BEGIN + DAY)
+        self.roll()
+        self.check(BEGIN + DAY, (1, 2), 2, "jitsuctl dnssec ds-seen")
+        self.keys |= ds_seen(self.keys, BEGIN + 2 * DAY, DAY)
+        self.check(BEGIN + 3 * DAY, (2,), 2, "nothing to do")
 
     def test_by_hand(self) -> None:
         """Times that an operator has set are followed: a key waits, or is only published, or retires."""

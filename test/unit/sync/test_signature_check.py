@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
-from twisted.internet.defer import Deferred, maybeDeferred
+import dns.dnssec
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.dns.lookup import Zones
+from jitsu_tw.dns.wire import from_text
 from jitsu_tw.dns.zone import Zone
 from jitsu_tw.sync import signature_check, signed_zones
 from jitsu_tw.sync.signature_check import SOON, Checked, check
 from jitsu_tw.sync.signed_zones import SignedZones
+
+if TYPE_CHECKING:
+    from jitsu_tw.idnssec import ZoneStatus
 
 #: The signatures are valid from the one to the other: 2027-01-01 and 2027-02-01, in seconds since 1970.
 FROM, UNTIL = 1798761600, 1801440000
@@ -89,6 +95,63 @@ class CheckTests(SynchronousTestCase):
         key = re.search(r"(?<=257 3 13 \(\n\t{5})\S{20}", self.text)
         assert key is not None
         self.assertIn("a.test SOA", self.check(self.text.replace(key[0], "A" * 20)).tampered)
+
+    def test_no_extra(self) -> None:
+        """Without the extra, no signature is verified, and the times of all are told."""
+
+        def missing(*_: object, **__: object) -> None:
+            raise ImportError("DNSSEC validation requires python cryptography")
+
+        self.patch(dns.dnssec, "validate_rrsig", missing)
+        found = self.check(self.text.replace("192.0.2.2", "192.0.2.3"))
+        self.assertEqual((UNTIL, FROM, 0, ()), (found.earliest, found.latest, found.verified, found.tampered))
+        self.assertIn("not verified; that needs: pip install 'jitsu-tw[dnssec]'", found.note)
+        self.assertIn("a signature has expired", str(found.problems(UNTIL)))
+        (status,) = self.checked(self.zone())
+        self.assertEqual((found.note, UNTIL, ()), (status.next, status.earliest_expiry, status.problems))
+
+    def checked(self, *zones: Zone) -> list[ZoneStatus]:
+        """Return what the service shows of *zones*."""
+        self.patch(signed_zones, "deferToThread", maybeDeferred)
+        self.patch(signature_check, "REST", 0.0)
+        for zone in zones:
+            zone.secure(Mock())
+        service = SignedZones(Zones(zones), lambda: FROM)
+        service.start()
+        self.successResultOf(Deferred.fromCoroutine(service.checked()))
+        return service.statuses()
+
+    def test_failure(self) -> None:
+        """A check that fails is a problem of its zone, and the next zones are checked."""
+        check_ = signature_check.check
+        bad = Zone.made_up(from_text("bad.test"), 60)
+        self.patch(signature_check, "check", lambda zone: 1 / 0 if zone is bad else check_(zone))
+        first, last = self.checked(bad, self.zone())
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        self.assertEqual(("a.test", UNTIL, ()), (last.zone, last.earliest_expiry, last.problems))
+        self.assertIn("its signatures cannot be checked (ZeroDivisionError", str(first.problems))
+
+    def test_other_signer(self) -> None:
+        """A zone that has none of its keys of before, by a start or a reload, is told; one that has one left is not."""
+        zone, unsigned = self.zone(), self.zone(TEXT)
+        (key,) = self.check().keys
+        name = f"013+{key.tag:05}"
+        for state, first, second, words in (
+            ("", zone, zone, ""), (f"{name} 013+00001", zone, zone, ""), ("013+00001 leaving", zone, zone, ""),
+            ("013+00001", zone, zone, "signed by the key 013+00001, and it has other keys now"),
+            ("", zone, unsigned, f"signed by the key {name}, and it is signed no more"), ("", unsigned, zone, ""),
+            (name, unsigned, zone, ""), (f"{name} leaving", unsigned, unsigned, ""),
+        ):
+            with self.subTest(state=state, words=words):
+                zones = Zones([first])
+                service = SignedZones(zones)
+                service.restore({"jitsu/dnssec/a.test": state} if state else {})
+                self.patch(service, "_check", lambda: succeed(None))
+                zones.put(second)
+                service.replaced([second])
+                service._checked[zone] = Checked()
+                self.assertIn(words, " ".join(one.next for one in service.statuses()))
+                self.assertEqual(bool(words), any(one.next for one in service.statuses()))
 
     def test_service(self) -> None:
         """A zone that comes signed is checked at the start and when it was read anew, and shown with its problems."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from jitsu_tw.clocks import Clocks
 from jitsu_tw.dns import dnskeys
 from jitsu_tw.dns.dnskeys import Key, KeyFileError
-from jitsu_tw.dns.keytimes import RolloverError, Times
+from jitsu_tw.dns.keytimes import RolloverError, Times, plan
 from jitsu_tw.dns.lookup import Zones
 from jitsu_tw.dns.signing import Signed
 from jitsu_tw.dns.wire import CDNSKEY, CDS, DNSKEY, NSEC, NSEC3, NSEC3PARAM, RRSIG, RRset, from_text, to_text
@@ -186,7 +187,7 @@ class StartTests(SigningTestCase):
             self.begin()
         path.chmod(0o600)
         self.wall = NOW - 1
-        with self.assertRaisesRegex(KeyFileError, "a.test: no key signs now: restore the key files"):
+        with self.assertRaisesRegex(KeyFileError, r"Ka\.test\.\+\*: no key signs now: restore the key files"):
             self.begin()
 
     def test_leftovers(self) -> None:
@@ -283,7 +284,7 @@ class TimeTests(SigningTestCase):
         """A key that vanishes, or is damaged, is a problem; the zone stays signed with the key in memory."""
         service = self.begin()
         (path,) = self.keys.glob("*.private")
-        for spoil, words in ((lambda: path.rename(path.with_suffix(".away")), "is missing; restore it"),
+        for spoil, words in ((lambda: path.rename(path.with_suffix(".away")), "is missing; move"),
                              (lambda: path.write_text("damaged"), "is damaged"),
                              (lambda: path.chmod(0o644), "chmod 600"),
                              (lambda: shutil.rmtree(self.keys), "the directory of keys cannot be read")):  # fmt: skip
@@ -342,6 +343,42 @@ class TimeTests(SigningTestCase):
         self.assertEqual([[APEX]], self.renewed)
         again = self.signed.signatures(self.www())
         self.assertLess(int.from_bytes(again[0].rdata[12:16]), self.wall)
+
+    def test_set_back_before(self) -> None:
+        """A clock before the key's times is a problem as long as it lasts, and signatures are made anew."""
+        service = self.begin()
+        for back, forth in ((-3 * DAY, 3 * DAY), (-3 * DAY, 3650 * DAY), (-3653 * DAY, 3653 * DAY)):
+            with self.subTest(back=back, forth=forth):
+                self.signed.signatures(self.www())
+                self.renewed.clear()
+                self.wait(back)
+                self.assertIn("no key signs now", str(service.statuses()[0].problems))
+                self.assertEqual([[APEX]], self.renewed)
+                (made,) = self.signed.signatures(self.www())
+                self.assertLess(int.from_bytes(made.rdata[12:16]), self.wall)
+                self.wait()
+                self.assertEqual([[APEX]], self.renewed)
+                self.wait(forth)
+                self.assertEqual((), service.statuses()[0].problems)
+                self.assertEqual(self.signed.plan, plan({key.tag: key.times for key in self.signed.keys}, self.wall))
+
+    def test_set_back_slowly(self) -> None:
+        """A clock that is set back in many steps is set back."""
+        self.begin()
+        self.wait(TTL)
+        for _ in range(2):
+            self.renewed.clear()
+            self.wait(-3000)
+        self.assertEqual([[APEX]], self.renewed)
+
+    def test_announced_too_early(self) -> None:
+        """What a clock that was ahead has announced is taken back when the clock is right."""
+        self.begin()
+        self.wait(DAY)
+        self.assertEqual(1, self.apex(CDS))
+        self.wait(-3 * DAY)
+        self.wait(2 * DAY)
+        self.assertEqual(0, self.apex(CDS))
 
     def test_changed_meanwhile(self) -> None:
         """Keys that change between a reload's reading and the moment in which its zones are served are followed."""
@@ -415,6 +452,21 @@ class RolloverTests(SigningTestCase):
         found = {key.tag: (key.state, key.announced) for key in status.keys}
         return [found[tag] for tag in tags]
 
+    def test_wait(self) -> None:
+        """The wait counts the TTL of templates, which have no addresses, and of VMs and records that are gone."""
+        service = self.begin()
+        self.wait(TTL)
+        for ttl, change in (
+            (2 * TTL, lambda: self.zone.add_vm(from_text("*.pr.a.test"), "template", (), 2 * TTL)),
+            (3 * TTL, lambda: self.zone.add_vm(from_text("x.a.test"), "x", [ip_address("192.0.2.2")], 3 * TTL)),
+            (3 * TTL, lambda: self.zone.remove_vm(from_text("x.a.test"))),
+            (4 * TTL, lambda: self.zone.add_reverse(from_text("1.a.test"), "x", from_text("x.a.test"), 4 * TTL)),
+            (5 * TTL, lambda: self.zone.add(from_text("y.a.test"), A, 5 * TTL, bytes(4))),
+        ):
+            change()
+            self.assertEqual(ttl, self.zone.longest_ttl)
+        self.assertEqual(int(self.wall) + 5 * TTL, self.done(service.rollover("a.test")).next_at)
+
     def test_other_node(self) -> None:
         """A rollover that another node has begun is followed within seconds."""
         self.begin()
@@ -445,6 +497,7 @@ class RolloverTests(SigningTestCase):
         """A zone that is to be unsigned asks its parent to remove the DS records, and the state says so."""
         service = self.begin()
         status = self.done(service.leave("a.test"))
+        self.assertEqual([""], [key.ds for key in status.keys])
         self.assertIn("take the zone out of dnssec", status.next)
         self.assertTrue(self.kept().endswith(" leaving"))
         self.assertEqual((1, 1, 1), (self.apex(CDS), self.apex(CDNSKEY), self.apex(DNSKEY)))
@@ -500,7 +553,9 @@ class LostTests(SigningTestCase):
         self.assertIn("made the key Ka.test.+013+", line)
         self.assertTrue(ds.startswith("a.test. IN DS "))
         (first,) = self.files()
-        self.assertEqual(["a.test has a key that signs, so no other one was made"], self.make())
+        (line, again) = self.make()
+        self.assertIn("which signs, so no other one was made; its DS record:", line)
+        self.assertEqual(ds, again)
         with self.assertRaisesRegex(ConfigError, "no key of a.test is lost"):
             self.make(lost=True)
         for path in self.keys.glob("K*"):
@@ -521,9 +576,67 @@ class LostTests(SigningTestCase):
         store.history.commit({"jitsu/dnssec/a.test": f"{tree['jitsu/dnssec/a.test']} 013+00001"}, "by hand")
         store.close()
         (before,) = self.files()
+        (key,) = self.read()
+        ended = attrs.evolve(key.times, inactive=2**31, delete=2**31, sync_delete=key.times.created)
+        dnskeys.put(self.keys, [key], {key.tag: ended})
         self.assertIn("so no other one was made", self.make(lost=True)[0])
         self.assertEqual([before], self.files())
         self.assertNotIn("00001", str(self.state()))
+        self.assertEqual((key.times,), tuple(one.times for one in self.read()))
+
+    def read(self) -> tuple[Key, ...]:
+        """Return the zone's keys."""
+        keys = dnskeys.read(self.keys, [APEX])[APEX]
+        assert not isinstance(keys, KeyFileError)
+        return keys
+
+    def test_damaged(self) -> None:
+        """Damaged keys are as lost ones: they are set aside, and the new key is announced at once."""
+        for spoil in (lambda private, _: os.truncate(private, 100), lambda private, _: private.unlink(),
+                      lambda private, public: (private.unlink(), public.write_text("?"))):  # fmt: skip
+            with self.subTest(self.files()):
+                if not self.files():
+                    self.make()
+                (name,) = self.files()
+                private = self.keys / name
+                spoil(private, private.with_suffix(".key"))
+                with self.assertRaisesRegex(KeyFileError, "no copy, end Jitsu, and: jitsuctl dnssec init --lost"):
+                    self.make()
+                aside, made, ds = self.make(lost=True)
+                self.assertIn(f"key {private.stem}, which cannot be used, the suffix .lost", aside)
+                self.assertIn("made the key", made)
+                (key,) = self.read()
+                self.assertEqual(key.times.created, key.times.sync_publish)
+                self.assertEqual((zone_signing.ds_text(key), zone_signing.name(key)), (ds, self.state()))
+                self.assertTrue((self.keys / f"{private.stem}.key.lost").exists())
+
+    def test_public_lost(self) -> None:
+        """A key whose private half is whole is not lost: its public half is written again."""
+        self.make()
+        (key,) = self.read()
+        public = self.keys / f"{key.stem}.key"
+        for spoil in (public.unlink, lambda: public.write_text("?")):
+            spoil()
+            self.assertIn(f"wrote {key.stem}.key again", self.make(lost=True)[0])
+            self.assertEqual((key,), self.read())
+
+    def test_open(self) -> None:
+        """A private key that others may read is not lost."""
+        self.make()
+        (self.keys / self.files()[0]).chmod(0o640)
+        with self.assertRaisesRegex(KeyFileError, "chmod 600"):
+            self.make(lost=True)
+
+    def test_nothing_made(self) -> None:
+        """What is refused makes neither a state nor a directory of keys."""
+        with self.assertRaisesRegex(ConfigError, "no key of a.test is lost"):
+            self.make(lost=True)
+        self.assertFalse(self.path.exists() or self.keys.exists())
+        self.make()
+        shutil.rmtree(self.keys)
+        with self.assertRaisesRegex(KeyFileError, "it is gone"):
+            self.make()
+        self.assertFalse(self.keys.exists())
 
     def test_refused(self) -> None:
         """Zones that Jitsu is not to sign are refused."""
@@ -542,7 +655,9 @@ class UnsignedTests(SynchronousTestCase):
         service = SignedZones(Zones([Zone.made_up(APEX, TTL)]))
         with capturedLogs() as logged:
             service.restore({f"jitsu/dnssec/{name}": state, "jitsu/serial/a.test": "5"})
-        return [event["zone"] for event in logged]
+        warned = [event["zone"] for event in logged]
+        self.assertEqual(warned, [one.zone for one in service.statuses() if "it is signed no more" in one.next])
+        return warned
 
     def test_warning(self) -> None:
         """A zone whose parent may have a DS record is warned of; one that has left, or is not served, is not."""
