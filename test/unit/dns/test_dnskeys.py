@@ -299,6 +299,7 @@ class DamagedTests(KeyTestCase):
             self.check(words)
             if not self.public.is_dir():
                 self.assertIn("again: its private half is whole", str(salvage(self.path, ZONE)))
+                self.assertFalse(Path(f"{self.private}.lost").exists())
 
     def test_open(self) -> None:
         """A private key that others may read is an error, and is not read."""
