@@ -159,7 +159,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "signs other records than those of the answer"),
         ("if rrset.owner.lower() != key:", "if False:", "does not prove that a wildcard may answer"),
         ("if DS not in node.rrsets:\n", "if False:\n", "does not prove that a delegation has no DS records"),
-        ("        if rcode == ENAME:\n", "        if False:\n", "does not prove that a name does not exist"),
+        ("self._prove(zone, denial.no_name(self.last))", "pass", "does not prove that a name does not exist"),
         ("self._prove(zone, denial.no_type(self.last, self.question.type))", "pass",
          "does not prove that a name has no such records"),
         ("and record.owner.lower() == self.last:", "and False:", "denies the name of an alias, not of its end"),
