@@ -26,7 +26,7 @@ from jitsu_tw.backends.preset import POWERS, check_vm, commands_of, uuid_of
 from jitsu_tw.backends.programs import OverdueError, Programs, Stream, failed, tail, why_not_there
 from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
-from jitsu_tw.ijitsu import SHUT_DOWN, Guest, IBackend, IWatcher, Memory, Power, Start
+from jitsu_tw.ijitsu import Guest, IBackend, IWatcher, Memory, Power, Start
 from jitsu_tw.neighbours import mac_of
 from jitsu_tw.parsers import is_number
 from jitsu_tw.reconnect import Reconnector
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from jitsu_tw.processes import Ended
 
 #: Seconds between two calls of `state` for a machine that is about to run or to end: at first, and at most.
-ASK_AGAIN: Final = 0.02
+ASK_AGAIN: Final = 0.005
 ASK_AGAIN_AT_MOST: Final = 1.0
 
 #: Seconds in which a machine that has been ended may still be seen running.
@@ -73,6 +73,8 @@ class _Machine:
         poll: the next call of `state`.
         hint: tells the watcher of a change.
         hinted: when the last one was told, in seconds of the reactor.
+        ends_until: until when it may take to shut down, in seconds of the reactor.
+        pause: seconds until `state` is called again while it does.
     """
 
     uuid: str
@@ -84,6 +86,8 @@ class _Machine:
     poll: Any = None
     hint: Any = None
     hinted: float = -inf
+    ends_until: float = -inf
+    pause: float = ASK_AGAIN
 
     @property
     def is_kept(self) -> bool:
@@ -201,6 +205,8 @@ class CommandBackend:
         await self._programs.close()
         for ending in endings:
             await ending
+        for one in self._machines.values():
+            await one.lock.run(lambda: None)  # the calls that are under way have ended
 
     # Observing.
 
@@ -350,6 +356,8 @@ class CommandBackend:
             await self._end(one, Mode.DESTROY)
         if one.is_kept:
             self._foreground.start(one.uuid, one.vm.name, one.commands.argv["run"])
+            while self._foreground.begins(one.uuid):
+                await deferLater(self._reactor, ASK_AGAIN)
         else:
             await self._programs.done(one.commands.argv["start"], one.commands.deadlines["start"])
         left = 0.0 if one.commands.at_once or one.is_kept else late - self._reactor.seconds()
@@ -398,7 +406,8 @@ class CommandBackend:
                 await self._reach(one, Power.SAVED)
             else:
                 await self._end(one, mode)
-        self._changed(one.uuid, f"stopped ({mode.value})")
+        if mode is not Mode.SHUTDOWN:
+            self._changed(one.uuid, f"stopped ({mode.value})")
 
     async def _end(self, one: _Machine, mode: Mode) -> None:
         """End a machine: at once, or in order, which it may take its time for."""
@@ -415,17 +424,8 @@ class CommandBackend:
         if mode is Mode.DESTROY:
             await self._reach(one, Power.OFF)
         else:
-            spawn(self.log, self._observe_end(one.uuid, one.vm.stop_timeout), one.vm.name, ignore=(BackendError,))
-
-    async def _observe_end(self, uuid: str, within: float) -> None:
-        """Call `state` until a machine that was asked to shut down is off, and tell that."""
-        late, pause = self._reactor.seconds() + within, ASK_AGAIN
-        while self._watcher is not None and self._reactor.seconds() < late:
-            if await self.state(uuid) is Power.OFF:
-                self._changed(uuid, SHUT_DOWN)
-                return
-            await deferLater(self._reactor, pause)
-            pause = min(2 * pause, ASK_AGAIN_AT_MOST)
+            one.ends_until, one.pause = self._reactor.seconds() + one.vm.stop_timeout, ASK_AGAIN
+            self._poll_later(one)
 
     async def _do(self, one: _Machine, name: str) -> None:
         """
@@ -500,11 +500,15 @@ class CommandBackend:
         """Ask again in a while if nobody tells when a machine that is up, or is not there, changes."""
         if one.poll is not None and one.poll.active():
             one.poll.cancel()
-        if self._watcher is not None and one.power not in {Power.OFF, Power.SAVED}:
-            one.poll = self._reactor.callLater(one.commands.poll, self._poll, one)
+        if self._watcher is None or one.is_kept or one.power in {Power.OFF, Power.SAVED}:
+            return
+        wait = one.commands.poll
+        if self._reactor.seconds() < one.ends_until:
+            wait, one.pause = one.pause, min(2 * one.pause, ASK_AGAIN_AT_MOST)
+        one.poll = self._reactor.callLater(wait, self._poll, one)
 
     def _poll(self, one: _Machine) -> None:
-        if one.stream is not None and one.stream.runs:
+        if one.stream is not None and one.stream.runs and self._reactor.seconds() >= one.ends_until:
             self._poll_later(one)
         else:
             spawn(self.log, self._polled(one), one.vm.name)
@@ -550,5 +554,5 @@ class CommandBackend:
 
 def _unknown(argv: Sequence[str], ended: Ended) -> str:
     """Return that the output of `state` is none of the words."""
-    said = tail(ended.out) or "nothing"
+    said = tail(ended.out, 0) or "nothing"
     return f"{' '.join(argv)} says {said!r}, which is none of the words of this VM; add it to words, with its meaning"

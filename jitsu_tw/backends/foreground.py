@@ -199,6 +199,13 @@ class Foreground:
             raise BackendError(f"{argv[0]} cannot be run: {error.strerror}") from error
         self._keep(uuid, process.pid, os.pidfd_open(process.pid))
 
+    def begins(self, uuid: str) -> bool:
+        """Return whether the program, which has been begun, does not lead its group yet."""
+        kept = self._kept.get(uuid)
+        with contextlib.suppress(ProcessLookupError):
+            return kept is not None and _state(kept.pid) not in _ENDED and os.getsid(kept.pid) != kept.pid
+        return False
+
     def signal(self, uuid: str, number: int) -> None:
         """Send a signal to all processes of the program's group; one that has ended is no error."""
         kept = self._kept.get(uuid)

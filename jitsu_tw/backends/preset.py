@@ -47,9 +47,11 @@ DEADLINES: Final = {"state": 10.0, "start": 60.0, "stop": 10.0}
 #: Seconds between two calls of `state`, for a machine whose changes no stream of events tells.
 POLL: Final = 30.0
 
-#: The word for a `state` that writes nothing, and the beginning of a word that is an exit status.
+#: The word for a `state` that writes nothing, and the beginnings of a word that is an exit status, and of one that
+#: stands anywhere in what `state` writes.
 NOTHING: Final = "nothing"
 EXIT: Final = "exit "
+HAS: Final = "has "
 
 #: The values of every machine, and what they are.
 VALUES: Final[Mapping[str, str]] = {
@@ -246,13 +248,15 @@ class Commands:
         """
         Return what `state` says; None for what is not among the words.
 
-        An exit status that is a word counts; else all that a successful program has written; else, in the message of
-        one that has failed, a word for a machine that is not there.
+        An exit status that is a word counts; else all that a successful program has written, or the first word that it
+        has; else, in the message of one that has failed, a word for a machine that is not there.
         """
         if (found := self.words.get(f"{EXIT}{code}")) is not None:
             return found
         if code == 0:
-            return self.words.get(" ".join(out.split()) or NOTHING)
+            said = " ".join(out.split()) or NOTHING
+            has = (meaning for word, meaning in self.words.items() if word[:4] == HAS and word[4:] in said)
+            return self.words.get(said) or next(has, None)
         absent = (word for word, meaning in self.words.items() if meaning is Meaning.ABSENT)
         return Meaning.ABSENT if any(word.lower() in err.lower() for word in absent) else None
 
@@ -358,7 +362,7 @@ def _check_complete(argv: Mapping[str, tuple[str, ...]], preset: Preset) -> None
 
 def by_request(backend: str, name: str) -> bool:
     """Return whether a request by git may set the variable *name* of a VM of this *backend*."""
-    variable = PRESETS[backend].variables.get(name)
-    return variable is not None and variable.requests
+    preset = PRESETS.get(backend)
+    return preset is not None and name in preset.variables and preset.variables[name].requests
 
 

@@ -69,10 +69,10 @@ def why_not_there(program: str, path: str) -> str:
     return f"there is no program {program} here; install it, or give its whole path"
 
 
-def tail(text: str) -> str:
-    """Return the last lines of a program's messages, printable, as one line."""
-    lines = [printable(line.strip()) for line in text.splitlines() if line.strip()]
-    return abridged("; ".join(lines[-LAST_LINES:]), LONGEST_REASON, " … ")
+def tail(text: str, lines: int = LAST_LINES) -> str:
+    """Return the last *lines* of a program's messages, printable, as one line; all for 0."""
+    found = [printable(line.strip()) for line in text.splitlines() if line.strip()]
+    return abridged("; ".join(found[-lines:]), LONGEST_REASON, " … ")
 
 
 class Programs:
@@ -126,6 +126,8 @@ class Programs:
         return waiter
 
     def _run(self, argv: Sequence[str], within: float) -> Deferred[Ended]:
+        if self._closed is not None:
+            raise BackendError("Jitsu ends")
         program = self.resolve(argv[0])
         try:
             process = run(

@@ -42,6 +42,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "forget": ("running", "Forget VMs that templates have made."),
     "move": ("running", "Move a VM to another host."),
     "drain": ("running", "Take a host or a node out of service."),
+    "wake": ("wake", "Send a magic packet (Wake-on-LAN)."),
     "reload": ("running", "Read the configuration and the zones anew."),
     "set": ("edit", "Set a value of a VM or a template."),
     "unset": ("edit", "Remove a value of a VM or a template."),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
 
 from jitsu_tw.backends.preset import CommandSettings, Meaning, read_pair
 from test.support import vm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from jitsu_tw.settings import VM
@@ -40,6 +45,93 @@ esac
 """
 
 
+#: ``qm`` and ``pct``: `qm(1)`.
+QM: Final = """\
+#!/bin/sh
+cd "$(dirname "$0")"
+[ -f "$2" ] || { echo "Configuration file 'nodes/pve1/qemu-server/$2.conf' does not exist" >&2; exit 2; }
+case "$1" in
+start|resume) echo running > "$2" ;;
+shutdown|stop) echo stopped > "$2" ;;
+suspend) echo paused > "$2" ;;
+status) echo "status: $(cat "$2")" ;;
+esac
+"""
+
+#: ``systemctl``: `systemctl(1)`.
+SYSTEMCTL: Final = """\
+#!/bin/sh
+cd "$(dirname "$0")"
+for unit; do :; done
+case "$1" in
+start) echo active > "$unit" ;;
+stop|kill) echo inactive > "$unit" ;;
+show) if [ -f "$unit" ]; then echo loaded; cat "$unit"; else printf 'not-found\\ninactive\\n'; fi ;;
+esac
+"""
+
+#: What the server lets in.
+LET_IN: Final = "PVEAPIToken=jitsu@pve!tests=00000000-0000-4000-8000-000000000001"
+
+
+def install(path: Path, script: str) -> None:
+    """Write a program."""
+    path.write_text(script)
+    path.chmod(0o755)
+
+
+class ProxmoxServer:
+    """
+    A server with the part of the interface of Proxmox VE that starts and stops machines. It is no Proxmox VE.
+
+    Attributes:
+        machines: their states, by number.
+        url: the beginning of its URLs.
+    """
+
+    def __init__(self) -> None:
+        """Listen on loopback."""
+        self.machines: dict[str, str] = {}
+        machines = self.machines
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                """Log nothing."""
+
+            def do_GET(self) -> None:
+                self._answer(lambda number: {"status": machines[number].replace("paused", "running"),
+                                             "qmpstatus": machines[number], "vmid": int(number)})
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self._answer(self._change)
+
+            def _change(self, number: str) -> str:
+                word = self.path.rpartition("/")[2]
+                state = {"start": "running", "resume": "running", "suspend": "paused"}.get(word, "stopped")
+                threading.Timer(0.05, machines.__setitem__, (number, state)).start()  # a task, which goes on
+                return "UPID:pve1:00000001"
+
+            def _answer(self, data: Callable[[str], object]) -> None:
+                match = re.fullmatch(r"/api2/json/nodes/pve1/qemu/(\d+)/status/\w+", self.path)
+                found = match is not None and match[1] in machines
+                status = 401 if self.headers["Authorization"] != LET_IN else 200 if found else 500
+                reason = "OK" if found else "Configuration file 'nodes/pve1/qemu-server/0.conf' does not exist"
+                self.send_response(status, reason)
+                self.end_headers()
+                if status == 200 and match is not None:
+                    self.wfile.write(json.dumps({"data": data(match[1])}, separators=(",", ":")).encode())
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class FakeMachines:
     """
     The program, and its machines.
@@ -52,8 +144,7 @@ class FakeMachines:
         """Write the program into *folder*."""
         self.folder = folder
         self.program = folder / "machine"
-        self.program.write_text(SCRIPT)
-        self.program.chmod(0o755)
+        install(self.program, SCRIPT)
         (folder / "events").touch()
 
     def commands(self, *without: str, **changes: str) -> tuple[Any, ...]:
