@@ -288,9 +288,9 @@ class CommandBackend:
         """Fire at once: commands do not tell what a guest is doing."""
         return succeed(None)
 
-    def guest(self, uuid: str) -> Deferred[Guest]:
+    def guest(self, uuid: str) -> Deferred[Guest]:  # noqa: ARG002
         """Return one without MACs: only the configuration knows them for certain."""
-        return self.state(uuid).addCallback(lambda _: Guest())
+        return succeed(Guest())
 
     @_in_order
     async def traffic(self, one: _Machine) -> int | None:
@@ -314,9 +314,9 @@ class CommandBackend:
         except OSError:
             return ()
 
-    def cpu_time(self, uuid: str) -> Deferred[float | None]:
+    def cpu_time(self, uuid: str) -> Deferred[float | None]:  # noqa: ARG002
         """Return None: nobody counts it."""
-        return self.state(uuid).addCallback(lambda _: None)
+        return succeed(None)
 
     @_in_order
     async def obstacle(self, one: _Machine, mode: Mode) -> str | None:
@@ -337,16 +337,29 @@ class CommandBackend:
         if commands.argv.keys().isdisjoint({"stop", "kill", "run"}):
             yield "it has no command stop, so it stays up until it goes down by itself"
 
-    def memory(self, uuid: str) -> Deferred[Memory | None]:
+    def memory(self, uuid: str) -> Deferred[Memory | None]:  # noqa: ARG002
         """Return None: nobody can tell."""
-        return self.state(uuid).addCallback(lambda _: None)
+        return succeed(None)
 
     # Changing.
 
     @_in_order
     async def start(self, one: _Machine) -> Start:
-        """Run `resume` for a machine that is paused, else `start`, and call `state` until it runs."""
-        before, late = await self._ask(one), self._reactor.seconds() + one.commands.deadlines["start"]
+        """
+        Run `resume` for a machine that is paused, else `start`, and call `state` until it runs.
+
+        A preset's `start` is run at once for a machine that was off when it was asked last; if that fails, it is asked.
+        """
+        late = self._reactor.seconds() + one.commands.deadlines["start"]
+        if one.power is Power.OFF and one.commands.repeatable and not one.is_kept:
+            try:
+                return await self._booted(one, Power.OFF, late)
+            except OverdueError:
+                raise
+            except BackendError:
+                if await self._ask(one) is Power.OFF:
+                    raise
+        before = await self._ask(one)
         if before is Power.RUNNING:
             return Start.RAN
         if before is Power.PAUSED and await self._is_resumed(one):
@@ -354,14 +367,20 @@ class CommandBackend:
             return Start.RESUMED
         if before is Power.PAUSED:
             await self._end(one, Mode.DESTROY)
+        return await self._booted(one, before, late)
+
+    async def _booted(self, one: _Machine, before: Power, late: float) -> Start:
+        """Start a machine that is off, or saved, and wait until it runs, at the latest until *late*."""
         if one.is_kept:
             self._foreground.start(one.uuid, one.vm.name, one.commands.argv["run"])
             while self._foreground.begins(one.uuid):
                 await deferLater(self._reactor, ASK_AGAIN)
         else:
             await self._programs.done(one.commands.argv["start"], one.commands.deadlines["start"])
-        left = 0.0 if one.commands.at_once or one.is_kept else late - self._reactor.seconds()
-        if not await self._until(one, Power.RUNNING, left):
+        if one.commands.at_once:
+            one.power = Power.RUNNING
+            self._poll_later(one)
+        elif not await self._until(one, Power.RUNNING, 0.0 if one.is_kept else late - self._reactor.seconds()):
             raise BackendError("its command start has ended well, but it does not run")
         how = Start.RESTORED if before is Power.SAVED else Start.BOOTED
         self._changed(one.uuid, how.value)

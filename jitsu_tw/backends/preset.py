@@ -236,6 +236,7 @@ class Commands:
         deadlines: seconds that `state`, `start` and `stop` may take.
         poll: seconds between two calls of `state`.
         at_once: it runs when `start` has ended well.
+        repeatable: `start` does no harm to what runs already: it is a preset's.
     """
 
     argv: Mapping[str, tuple[str, ...]]
@@ -243,6 +244,7 @@ class Commands:
     deadlines: Mapping[str, float]
     poll: float
     at_once: bool
+    repeatable: bool
 
     def meaning(self, code: int | None, out: str, err: str) -> Meaning | None:
         """
@@ -307,7 +309,7 @@ def commands_of(vm: VM, preset: Preset) -> Commands:
     stop = DEADLINES["stop"] + vm.stop_timeout
     deadlines = {**DEADLINES, "stop": stop, **_mapping(own.deadlines, "deadlines")}
     words = {**preset.words, **_mapping(own.words, "words")}
-    return Commands(argv, words, deadlines, own.poll, preset.at_once and "start" not in given)
+    return Commands(argv, words, deadlines, own.poll, preset.at_once and "start" not in given, "start" not in given)
 
 
 def _doc(variable: str, preset: Preset) -> str:
