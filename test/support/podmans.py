@@ -30,7 +30,10 @@ NETWORK: Final = {
 }  # fmt: skip
 
 #: The laboratory has a /sys of its own, without the kernel's control groups: those of version 2, or each of version 1.
-GROUPS: Final = """\
+#: The plugins of CNI keep their results in one place.
+MOUNTS: Final = """\
+mkdir -p /var/lib/cni
+mount -t tmpfs tmpfs /var/lib/cni
 grep -q :devices: /proc/self/cgroup || exec mount -t cgroup2 none /sys/fs/cgroup
 mount -t tmpfs tmpfs /sys/fs/cgroup
 for group in $(sed -n 's/^[1-9][0-9]*:\\([^:]*\\):.*/\\1/p' /proc/self/cgroup); do
@@ -57,7 +60,7 @@ class Podman:
     def __init__(self, network: Network, folder: Path) -> None:
         """Keep all there is of it in *folder*, and make the image."""
         self._network, self._folder = network, folder
-        network.run("host", ["sh", "-ec", GROUPS])
+        network.run("host", ["sh", "-ec", MOUNTS])
         (folder / "net").mkdir(parents=True)
         (folder / "net" / "lab.conflist").write_text(json.dumps(NETWORK).replace(
             '"type": "host-local"', f'"type": "host-local", "dataDir": "{folder / "addresses"}"'))  # fmt: skip

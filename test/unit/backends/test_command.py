@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet import reactor
-from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
@@ -24,8 +24,6 @@ from test.support.fakemachines import FakeMachines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from twisted.internet.defer import Deferred
 
     from jitsu_tw.settings import VM
 
@@ -101,18 +99,26 @@ class TroubleTests(CommandTestCase):
         self.assertEqual(1, ended.code)
 
     async def test_hangs(self) -> None:
-        """A command that hangs is killed with its whole group, and holds up no other machine."""
-        settings = {"deadlines": (("start", 0.5),)}
-        slow, other = self.machines.vm("slow", settings=settings), self.machines.vm("other")
+        """A command that hangs is killed with its whole group at its deadline."""
+        slow = self.machines.vm("slow", settings={"deadlines": (("start", 0.5),)})
+        uuid = await self.backend.look_up(slow)
         self.machines.fault("slow", "start hangs")
         self.patch(programs, "GRACE", 0.2)
-        uuids = [await self.backend.look_up(one) for one in (slow, other)]
-        hangs = self.failing(self.backend.start(uuids[0]))
-        self.assertIs(Start.BOOTED, await self.backend.start(uuids[1]))
-        self.assertIn("has not ended within 0.5 s, and was killed", await hangs)
+        self.assertIn("has not ended within 0.5 s, and was killed", await self.failing(self.backend.start(uuid)))
         sleepers = [int(line) for line in (self.machines.folder / "sleepers").read_text().split()]
         self.assertEqual(2, len(sleepers))
         await self.until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in sleepers))
+
+    async def test_holds_up_nobody(self) -> None:
+        """While a command hangs, other machines are started."""
+        slow, other = [await self.backend.look_up(self.machines.vm(name)) for name in ("slow", "other")]
+        self.machines.fault("slow", "start hangs")
+        self.patch(programs, "GRACE", 0.2)
+        begun = Deferred.fromCoroutine(self.failing(self.backend.start(slow)))
+        self.assertIs(Start.BOOTED, await self.backend.start(other).addTimeout(10, reactor))
+        self.assertNoResult(begun)
+        await self.backend.close()
+        await begun
 
     async def test_closed_while_it_hangs(self) -> None:
         """When Jitsu ends, so do the commands that run, and the stream of events, with their groups."""
