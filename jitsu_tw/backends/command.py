@@ -138,6 +138,7 @@ class CommandBackend:
         self._ports = Ports()
         self._machines: dict[str, _Machine] = {}
         self._streams: dict[tuple[str, ...], Stream] = {}
+        self._ending: list[Deferred[None]] = []
         self._watcher: IWatcher | None = None
         self._reconnector: Reconnector[None] = Reconnector(
             str(self), self._open, self._opened, self._disconnected, lambda _: None, reactor
@@ -201,7 +202,7 @@ class CommandBackend:
             one.end_calls()
         self._foreground.close()
         streams, self._streams = self._streams, {}
-        endings = [stream.end() for stream in streams.values()]
+        endings = [*self._ending, *(stream.end() for stream in streams.values())]
         await self._programs.close()
         for ending in endings:
             await ending
@@ -228,7 +229,10 @@ class CommandBackend:
             commands = one.commands
         if one is None:
             one = self._machines[uuid] = _Machine(uuid, vm, commands)
-        one.vm, one.commands, one.stream = vm, commands, self._stream(commands)
+        one.vm, one.commands, before = vm, commands, one.stream
+        one.stream = self._stream(commands)
+        if before not in {None, one.stream}:
+            self._end_unused()
         self._foreground.find(uuid)
         try:
             await self.state(uuid)
@@ -488,6 +492,11 @@ class CommandBackend:
             )
             self._streams[argv].begin()
         return self._streams[argv]
+
+    def _end_unused(self) -> None:
+        """End the streams that no machine has any more."""
+        for argv in self._streams.keys() - {one.commands.argv.get("events") for one in self._machines.values()}:
+            self._ending.append(self._streams.pop(argv).end())
 
     def _told(self, argv: tuple[str, ...], line: str) -> None:
         """Hint at the machines that a line of a stream names, or at the one that the stream is of."""

@@ -66,8 +66,8 @@ while listener.recv(1000) != magic:
 time.sleep(0.5)
 script = '''ip link set lo up; ip link set dev eth0 address {MAC} up; ip address add {IP}/24 dev eth0
 mkdir -p /tmp/www; echo up for a while > /tmp/www/index.html; exec {podmans.BUSYBOX} httpd -f -p 80 -h /tmp/www'''
-hold = subprocess.Popen(["unshare", "--net", "--mount", "sh", "-c", "mount -t tmpfs tmpfs /tmp; read x;" + script],
-                        stdin=subprocess.PIPE)
+hold = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "sh", "-c",
+                         "mount -t tmpfs tmpfs /tmp; read x;" + script], stdin=subprocess.PIPE)
 while os.readlink(f"/proc/{{hold.pid}}/ns/net") == os.readlink("/proc/self/ns/net"):
     time.sleep(0.01)
 on.touch()
@@ -79,7 +79,6 @@ while on.exists():
     time.sleep(0.05)
 hold.kill()
 hold.wait()
-subprocess.run(["ip", "link", "delete", "wol0"])
 """
 
 

@@ -26,7 +26,7 @@ fault=$(cat "$name.fault" 2>/dev/null)
 become() { echo "$1" > "$name"; echo "$name $1" >> events; }
 echo "$1 $name" >> calls
 case "$fault" in
-"$1 hangs") sleep 1000 & echo $! >> sleepers; trap '' TERM; sleep 1000 & echo $! >> sleepers; wait; wait ;;
+"$1 hangs") sleep 60 & echo $! >> sleepers; trap '' TERM; sleep 60 & echo $! >> sleepers; wait; wait ;;
 "$1 fails") echo "one of the lines" >&2; printf 'it cannot \\033[1mbe\\n' >&2; exit 3 ;;
 "$1 floods") head -c 3000000 /dev/zero | tr '\\0' x; exit 1 ;;
 "start is slow") [ "$1" = start ] && { (sleep 0.3; become running) >/dev/null 2>&1 & exit 0; } ;;

@@ -264,7 +264,16 @@ class EventTests(CommandTestCase):
             "events", events=f"{self.machines.program} state nobody")})  # fmt: skip
         uuid = await self.backend.look_up(machine)
         await self.until_told(uuid, 2)
-        self.assertGreater(self.machines.calls().count("state nobody"), 1)
+        await self.until(lambda: self.machines.calls().count("state nobody") > 1)
+
+    async def test_other_commands(self) -> None:
+        """New commands of a machine hold from then on; a stream that no machine has any more is ended."""
+        await self.two()
+        for name in ("one", "other"):
+            commands = self.machines.commands("events", state="echo running")
+            uuid = await self.backend.look_up(self.machines.vm(name, settings={"commands": commands}))
+            self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await self.until(lambda: not self.running())
 
     async def test_polled(self) -> None:
         """Without a stream, the state of a machine that is up is asked from time to time; of one that is off, not."""

@@ -157,7 +157,12 @@ class ProxmoxContractTests(contract_backends.BackendContract):
 
 
 class SystemdContractTests(ProxmoxContractTests):
-    """The contract, on a script with the interface of systemctl, which is no systemd."""
+    """
+    The contract, on a script with the interface of systemctl, which is no systemd.
+
+    A real one, as the manager of a user, passes it too; but it moves all processes of its control group, which may be
+    that of the whole machine, into one of its own, so no test starts it.
+    """
 
     preset, script, program = "systemd", fakemachines.SYSTEMCTL, "systemctl"
 

@@ -73,7 +73,7 @@ class ProcessTests(TestCase):
 
     async def test_group(self) -> None:
         """With a group of its own, all that it has begun ends at its deadline, also what ignores SIGTERM."""
-        script = "trap '' TERM; sleep 1000 & (trap - TERM; exec sleep 1000) & echo $$; wait"
+        script = "trap '' TERM; sleep 60 & (trap - TERM; exec sleep 60) & echo $$; wait"
         process = self.run_it(script, within=0.3, group=True, grace=0.2)
         ended = await process.ended
         self.assertTrue(ended.late)
@@ -87,7 +87,7 @@ class ProcessTests(TestCase):
 
     async def test_group_of_an_obedient(self) -> None:
         """What an obedient program has begun, and what ignores SIGTERM, is killed when the program has ended by it."""
-        script = "(trap '' TERM; exec sleep 1000) & sleep 0.1; echo $$; exec sleep 1000"
+        script = "(trap '' TERM; exec sleep 60) & sleep 0.1; echo $$; exec sleep 60"
         ended = await self.run_it(script, within=0.3, group=True, grace=PATIENCE).ended
         for _ in range(1000):
             try:
