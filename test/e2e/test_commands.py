@@ -7,6 +7,7 @@ A machine that a magic packet wakes is a network namespace, which a listener for
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -200,3 +201,32 @@ class WakeTests(CommandsTestCase):
         jitsu.wait("off")
         self.assertFalse(on.exists())
         self.assertEqual(0, listener.wait(5))
+
+
+class ExecTests(CommandsTestCase):
+    """Programs in the foreground."""
+
+    def server(self) -> list[int]:
+        """Return the process ids of the program that serves the page."""
+        return self.network.processes("busybox")
+
+    def test_restarts(self) -> None:
+        """The program goes on when Jitsu ends, in order or not; the next one knows it, and its end."""
+        (self.directory / "index.html").write_text(podmans.PAGE)
+        self.network.run("host", ["ip", "address", "add", f"{IP}/32", "dev", lab.BRIDGE])
+        serve = f"{podmans.BUSYBOX} httpd -f -p {IP}:80 -h {self.directory}"
+        jitsu = self.begin_with(f"backend: exec\n    evidence: queries\n    idle: 60\n    commands: {{run: {serve}}}")
+        self.assertIn(IP, self.dig())
+        self.assertIn("up for", self.curl())
+        jitsu.wait("up")
+        (pid,) = self.server()
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            jitsu.stop(how)
+            self.assertEqual([pid], self.server())
+            jitsu.start()
+            self.assertEqual(1, jitsu.wait("up")["total_starts"])
+        os.kill(pid, signal.SIGKILL)
+        jitsu.wait("off", patience=5)
+        self.assertIn(IP, self.dig())
+        jitsu.wait("up")
+        self.assertEqual(1, len(self.server()))
