@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 ASK_AGAIN: Final = 0.005
 ASK_AGAIN_AT_MOST: Final = 1.0
 
-#: Seconds in which a machine that has been ended may still be seen running.
-ENDS_WITHIN: Final = 5.0
-
 #: Seconds between two hints of a stream that are told of one machine.
 HINT_EVERY: Final = 0.5
 
@@ -397,7 +394,7 @@ class CommandBackend:
                 self._foreground.signal(one.uuid, signal.SIGCONT)
             elif "resume" in one.commands.argv:
                 await self._programs.done(one.commands.argv["resume"], one.commands.deadlines["start"])
-            return await self._until(one, Power.RUNNING, ENDS_WITHIN)
+            return await self._until(one, Power.RUNNING, one.commands.deadlines["start"])
         except BackendLost:
             raise
         except BackendError as error:
@@ -463,13 +460,13 @@ class CommandBackend:
 
     async def _reach(self, one: _Machine, power: Power) -> None:
         """
-        Wait until a machine is in a state that a command leads to.
+        Wait until a machine is in a state that a command leads to, as long as a stop may take.
 
         Raises:
             BackendError: it is not.
         """
         try:
-            if not await self._until(one, power, ENDS_WITHIN):
+            if not await self._until(one, power, one.commands.deadlines["stop"]):
                 raise BackendError(f"its command has ended well, but it is not {power.value}")
         except NoSuchVM:  # one that is removed when it ends is off
             if power is not Power.OFF:

@@ -30,7 +30,8 @@ case "$fault" in
 "$1 fails") echo "one of the lines" >&2; printf 'it cannot \\033[1mbe\\n' >&2; exit 3 ;;
 "$1 floods") head -c 3000000 /dev/zero | tr '\\0' x; exit 1 ;;
 "start is slow") [ "$1" = start ] && { (sleep 0.3; become running) >/dev/null 2>&1 & exit 0; } ;;
-"start is nothing") [ "$1" = start ] && exit 0 ;;
+"kill is slow") [ "$1" = kill ] && { (sleep 0.3; become off) >/dev/null 2>&1 & exit 0; } ;;
+"$1 is nothing") exit 0 ;;
 esac
 case "$1" in
 start) become running ;;

@@ -209,6 +209,18 @@ class TroubleTests(CommandTestCase):
         self.assertIs(Start.BOOTED, await self.backend.start(uuid))
         self.assertIn("kill www", self.machines.calls())
 
+    async def test_ends_later(self) -> None:
+        """A machine that ends some time after the command has is waited for, until its time is up."""
+        uuid = await self.backend.look_up(self.machines.vm("www"))
+        await self.backend.start(uuid)
+        self.machines.fault("www", "kill is slow")
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        other = await self.backend.look_up(self.machines.vm("other", settings={"deadlines": (("stop", 0.3),)}))
+        await self.backend.start(other)
+        self.machines.fault("other", "kill is nothing")
+        self.assertIn("it is not off", await self.failing(self.backend.stop(other, Mode.DESTROY)))
+
     async def test_no_command(self) -> None:
         """What there is no command for fails, and says so; what cannot be stopped is advised of."""
         uuid = await self.backend.look_up(self.machines.vm("www", "pause", "stop", "kill"))
