@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -30,6 +32,17 @@ if TYPE_CHECKING:
     from jitsu_tw.settings import VM
 
 
+@functools.cache
+def laboratory() -> tuple[lab.Network, podmans.Podman]:
+    """Return a network, and podman in it: one for all tests, as the image takes it half a second."""
+    ends = contextlib.ExitStack()
+    atexit.register(ends.close)
+    network = ends.enter_context(lab.Network())
+    podman = podmans.Podman(network, Path(ends.enter_context(lab.directory())))
+    ends.callback(podman.close)
+    return network, podman
+
+
 class PodmanContractTests(contract_backends.BackendContract):
     """The contract, on containers on a bridge in a network namespace."""
 
@@ -39,16 +52,12 @@ class PodmanContractTests(contract_backends.BackendContract):
         """Return a backend that runs podman in the laboratory."""
         if missing := podmans.missing():
             raise SkipTest(f"not installed: {', '.join(missing)}; make setup")
-        ends = contextlib.ExitStack()
-        self.addCleanup(ends.close)
         try:
-            network = ends.enter_context(lab.Network())
+            network, self.podman = laboratory()
         except lab.NetworkUnavailableError as error:
             raise SkipTest(f"no network namespaces here: {error}") from error
-        self.podman = podmans.Podman(network, Path(ends.enter_context(lab.directory())))
-        ends.callback(self.podman.close)
-        for name, value in self.podman.environment.items():
-            self.patch(os, "environ", {**os.environ, name: value})
+        self.addCleanup(self.podman.close)
+        self.patch(os, "environ", {**os.environ, **self.podman.environment})
         self.numbers = itertools.count(10)
         return CommandBackend(in_lab(PRESETS["podman"], network))
 
