@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
@@ -49,9 +50,12 @@ with socket.create_connection(("{IP}", 80)) as one:
 print(octets)
 """
 
-#: Sends some octets to each client, five times a second.
+#: Serves the page, but not at once.
+SLOW: Final = ("/busybox", "sh", "-c", "/busybox sleep 1; exec /busybox httpd -f -p 80 -h /")
+
+#: Sends some octets to each client, some twenty times a second: a few packets in a lease of seconds are no use.
 TALKS: Final = ("/busybox", "nc", "-ll", "-p", "80", "-e", "/busybox", "sh", "-c",
-                "while /busybox echo hello; do /busybox sleep 0.2; done")  # fmt: skip
+                "while /busybox echo hello; do /busybox sleep 0.04; done")  # fmt: skip
 
 #: Makes the machine when a magic packet for its MAC comes: a namespace with a port in the bridge, a page, and a file
 #: that is removed when the machine is to end.
@@ -118,7 +122,7 @@ class PodmanTests(CommandsTestCase):
 
     def test_cold(self) -> None:
         """A query starts the container, Synjitsu holds the client's SYN, and the container is stopped when idle."""
-        jitsu = self.container("idle: 3\n    use_synjitsu: true")
+        jitsu = self.container("idle: 3\n    use_synjitsu: true", *SLOW)
         self.assertEqual("created", self.podman.state("www"))
         said = self.dig()
         self.assertIn(f"IN\tA\t{IP}", said)
@@ -147,9 +151,18 @@ class PodmanTests(CommandsTestCase):
         """A container that sends is kept, as its port in the bridge shows; one that has become silent is stopped."""
         jitsu = self.container("idle: 3", *TALKS)
         self.dig()
-        octets = self.network.run("client", [sys.executable, "-c", READ, "8"]).stdout
-        self.assertGreater(int(octets), 0)
-        self.assertEqual(("up", 1), (jitsu.vm()["state"], jitsu.vm()["total_starts"]))
+        jitsu.wait("up")
+        reader = self.network.popen("client", [sys.executable, "-c", READ, "8"], stdout=subprocess.PIPE, text=True)
+        self.addCleanup(self.reap, reader)
+        while True:
+            state = jitsu.vm()["state"]
+            if reader.poll() is not None:
+                break
+            self.assertEqual("up", state, jitsu.log())
+            time.sleep(0.1)
+        assert reader.stdout is not None
+        self.assertGreater(int(reader.stdout.read()), 100)
+        self.assertEqual(1, jitsu.vm()["total_starts"])
         jitsu.wait("off")
 
     def test_by_hand(self) -> None:
