@@ -52,6 +52,8 @@ class Key:
         shown: the default, as documentation has it.
         live: a reload applies a change; one of another key needs a restart, but for those that VMs have or inherit.
         example: a value; by default that of `parse`.
+        pairs: a file may have it as a mapping, of which each line becomes ``NAME=VALUE``; it is `many`.
+        operator: only a configuration file may set it: no request, and no configuration that is shared.
     """
 
     parse: parsers.Parser[Any]
@@ -63,6 +65,8 @@ class Key:
     shown: str = ""
     live: bool = False
     example: str = attrs.field(default=attrs.Factory(lambda key: key.parse.example, takes_self=True))
+    pairs: bool = False
+    operator: bool = False
 
     @property
     def kind(self) -> str:

@@ -8,6 +8,8 @@ is not waited for.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,11 +56,16 @@ class Process(ProcessProtocol):
 
     transport: Any
 
-    def __init__(self, reactor: Any, within: float, grace: float, most: float) -> None:
-        """Take the seconds until it is to end, and from SIGTERM to SIGKILL; without *grace* it is killed at once."""
-        self._reactor, self._within, self._grace, self._left = reactor, within, grace, most
+    def __init__(self, reactor: Any, within: float, grace: float, most: float, *, group: bool = False) -> None:
+        """
+        Take the seconds until it is to end, and from SIGTERM to SIGKILL; without *grace* it is killed at once.
+
+        With *group*, all processes of the group that it leads are made to end.
+        """
+        self._reactor, self._within, self._grace, self._left, self._group = reactor, within, grace, most, group
         self._said: list[tuple[int, bytes]] = []
         self._code: int | None = None
+        self._leader = 0
         self._late = False
         self._timer: Any = None
         self.ended: Deferred[Ended] = Deferred()
@@ -78,7 +85,10 @@ class Process(ProcessProtocol):
 
     def _signal(self, name: str) -> None:
         with contextlib.suppress(ProcessExitedAlready):
-            self.transport.signalProcess(name)
+            self.transport.signalProcess(name)  # it may not lead its group yet
+        if self._group:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._leader, getattr(signal, f"SIG{name}"))
 
     def _give_up(self) -> None:
         self.transport.loseConnection()
@@ -98,6 +108,7 @@ class Process(ProcessProtocol):
 
     def connectionMade(self) -> None:  # noqa: N802
         """Close its standard input; its time begins. It may end before `run` returns."""
+        self._leader = self.transport.pid
         self.transport.closeStdin()
         self._then(self._within, self.end)
 
@@ -110,6 +121,8 @@ class Process(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:  # noqa: N802
         """Handle its end; the rest of its output may still be on its way."""
         self._code = getattr(reason.value, "exitCode", None)
+        if self._late:
+            self._signal("KILL")  # of its group, some may ignore SIGTERM
         self._then(OUTPUT_WITHIN, self._give_up)
 
     def processEnded(self, reason: Failure) -> None:  # noqa: N802
@@ -139,6 +152,7 @@ def run(
     path: str | None = None,
     grace: float = 0.0,
     most: float = inf,
+    group: bool = False,
 ) -> Process:
     """
     Begin to run a program.
@@ -152,10 +166,13 @@ def run(
         path: the directory that it runs in; without one Jitsu's.
         grace: seconds between SIGTERM and SIGKILL.
         most: octets of its output that are kept, and a piece more; the rest is read and dropped.
+        group: it leads a session, and so a group, of its own, by setsid(1); all processes of the group are made to end.
 
     Raises:
         OSError: there is no such program, or there can be no further process.
     """
-    process = Process(reactor, within, grace, most)
+    process = Process(reactor, within, grace, most, group=group)
+    if group:
+        program, argv = "setsid", ["setsid", program or argv[0], *argv[1:]]
     reactor.spawnProcess(process, program or argv[0], argv, env=dict(env), path=path)
     return process

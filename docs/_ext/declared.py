@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,6 +18,7 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 from jitsu_tw.backends.definition import PLACEHOLDERS
+from jitsu_tw.backends.preset import PRESETS
 from jitsu_tw.config.schema import (
     BACKEND_KEYS,
     CLUSTER_KEYS,
@@ -40,12 +42,17 @@ if TYPE_CHECKING:
     from sphinx.environment import BuildEnvironment
     from twisted.python import usage
 
+    from jitsu_tw.backends.preset import Preset
     from jitsu_tw.keys import Key
 
 ROOT: Final = Path(__file__).parents[2]
 
 #: The programs that twistd runs.
 PROGRAMS: Final[Mapping[str, type[usage.Options]]] = {"jitsu": Options, "synjitsu": SynjitsuOptions}
+
+#: How many choices stand for the value of an option; where there are more, its text has them.
+MOST_CHOICES: Final = 6
+
 
 def declared() -> dict[str, tuple[Key, str]]:
     """Return each key and the group that it stands in, by the name of its entry."""
@@ -63,6 +70,8 @@ def declared() -> dict[str, tuple[Key, str]]:
 def kind_of(key: Key) -> str:
     """Return what kind of value a key takes."""
     kind = key.kind.removeprefix("list of: ")
+    if key.pairs:
+        return kind
     if key.unit:
         kind += f"; a plain number is in {key.unit}"
     return f"{kind}; one, or a list" if key.many else kind
@@ -93,7 +102,8 @@ def entry(name: str, key: Key, group: str, prose: str) -> str:
     default = f"{key.shown} {key.unit}".strip() if re.fullmatch("[0-9.]+", key.shown) else key.shown
     required = "none" if name in READINESS else "none; it is required"
     facts = {"Type": kind_of(key), "Default": default or required}
-    facts["Example"] = f"`{name.rpartition('.')[2]}: {key.example}`"
+    example = "{{{}: {}}}".format(*key.example.split("=", 1)) if key.pairs else key.example
+    facts["Example"] = f"`{name.rpartition('.')[2]}: {example}`"
     if group in {"top", "inherited"} and key.option is not None:
         long = f"--{name.replace('_', '-').removesuffix('s' if name == 'zones' else '')}"
         letter = {"zones": "z"}.get(name, key.option)
@@ -177,6 +187,26 @@ class Placeholders(Declared):
         return "\n".join(rows)
 
 
+class Presets(Declared):
+    """The commands of each preset, their variables, what the words of `state` mean, and with what it was tried."""
+
+    def markdown(self) -> str:
+        """Return a paragraph and a block for each preset that has commands."""
+        return "\n\n".join(map(preset_entry, filter(lambda preset: preset.commands, PRESETS.values())))
+
+
+def preset_entry(preset: Preset) -> str:
+    """Return what is to be known of a preset."""
+    variables = "; ".join(
+        f"`{name}`, {one.doc}{f' (`{one.default}`)' * bool(one.default)}" for name, one in preset.variables.items()
+    )
+    words = ", ".join(f"`{word}` {meaning.value}" for word, meaning in preset.words.items())
+    lines = "\n".join(f"{name}: {shlex.join(argv)}" for name, argv in preset.commands.items())
+    has = f"**Variables:** {variables}. " if variables else ""
+    head = f"**{preset.name}.** {preset.doc} {has}**Words:** {words}. **Tried with:** {preset.tried}."
+    return f"{head}\n\n```text\n{lines}\n```"
+
+
 class TwistdOptions(Declared):
     """The options of one of the programs that twistd runs."""
 
@@ -208,7 +238,8 @@ def placeholder(name: str, doc: str) -> str:
     key = KEYS.get(name.replace("-", "_"))
     kind = key.kind.removeprefix("list of: ") if key is not None else ""
     if kind.startswith("one of "):
-        return "|".join(kind.removeprefix("one of ").split(", "))
+        choices = kind.removeprefix("one of ").split(", ")
+        return "|".join(choices) if len(choices) <= MOST_CHOICES else name.upper()
     plain = re.match("(?:[A-Za-z]+ )*([a-z]+)(?:,|$)", kind)
     return plain[1].upper() if plain else "FILE" if "file" in doc.lower() else "VALUE"
 
@@ -351,7 +382,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Add the directives."""
     app.add_object_type("key", "key", "configuration key; %s", parse_key)
     for name, directive in (("setting", Setting), ("other-settings", OtherSettings), ("metrics", MetricsTable),
-                            ("placeholders", Placeholders),
+                            ("placeholders", Placeholders), ("presets", Presets),
                             ("twistd-options", TwistdOptions), ("http-api", HttpApi),
                             ("log-messages", LogMessages)):  # fmt: skip
         app.add_directive(name, directive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ import attrs
 from jitsu_tw.backends.domain_xml import check_definition
 from jitsu_tw.backends.memory import MemorySettings
 from jitsu_tw.backends.pool import Pool
+from jitsu_tw.backends.preset import PRESETS, CommandSettings, Preset, check_vm
 from jitsu_tw.backends.xen import XenGuest
 from jitsu_tw.settings import HOSTS
 
@@ -40,6 +42,8 @@ class Declaration:
         check_uri: raises a ValueError for a text that cannot be the URI of one of its hypervisors; None where any may.
         check_definition: raises a ValueError if the octets of a `define` file do not define the VM of a name; None
             where that cannot be told beforehand.
+        check_vm: raises a ConfigError, with the key, if a VM cannot be one of the backend of a name; None for no check.
+        preset: the first argument of the class, before the URI; None for none.
     """
 
     path: str
@@ -54,12 +58,14 @@ class Declaration:
     strict: bool = True
     check_uri: Callable[[str], None] | None = None
     check_definition: Callable[[bytes, str], None] | None = None
+    check_vm: Callable[[VM, str], None] | None = None
+    preset: Preset | None = None
 
-    def load(self) -> type[IBackend]:
-        """Return the class."""
+    def load(self) -> Callable[[str], IBackend]:
+        """Return what makes a backend of a URI."""
         module, name = self.path.split(":")
-        found: type[IBackend] = getattr(import_module(module), name)
-        return found
+        found: Callable[..., IBackend] = getattr(import_module(module), name)
+        return found if self.preset is None else partial(found, self.preset)
 
 
 def check_uri(text: str) -> None:
@@ -84,6 +90,13 @@ BACKENDS: Final[dict[str, Declaration]] = {
     "xapi": Declaration(
         path="jitsu_tw.backends.xapi:XapiBackend", extra="xapi", images=False, makes=False, prepares=False
     ),
+    **{
+        name: Declaration(
+            path="jitsu_tw.backends.command:CommandBackend", uris=False, host=False, images=False, makes=False,
+            prepares=False, settings=CommandSettings, check_vm=check_vm, preset=preset,
+        )
+        for name, preset in PRESETS.items()
+    },
 }  # fmt: skip
 
 

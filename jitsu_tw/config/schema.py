@@ -87,9 +87,9 @@ TEMPLATE_KEYS: Final[Mapping[str, Key]] = {
 #: Those that its VMs do not inherit; one of the same name may be a key of VMs (`disk`, of libxl), of another meaning.
 OWN_TEMPLATE_KEYS: Final = keys_of(Template).keys() - keys_of(VM).keys()
 
-#: The backend that a key is for, of the keys that VMs of other backends must not have.
-STRICT: Final[Mapping[str, str]] = {
-    key: backend
+#: The backends that a key is for, of the keys that VMs of other backends must not have.
+STRICT: Final[Mapping[str, frozenset[str]]] = {
+    key: frozenset(backend for backend, keys in BACKEND_KEYS.items() if key in keys)
     for backend, keys in BACKEND_KEYS.items()
     if BACKENDS[backend].strict
     for key in keys.keys() - keys_of(VM).keys()

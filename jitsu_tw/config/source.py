@@ -298,6 +298,8 @@ def _no_such_key(name: str, keys: Mapping[str, Key]) -> str:
 
 def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, name: str) -> list[RawValue]:
     """Return the values of the key *name*, which stands in line *at*."""
+    if isinstance(node, yaml.MappingNode) and key.pairs:
+        return _pairs(node, source, key, where, name)
     items = node.value if isinstance(node, yaml.SequenceNode) and key.many else [node]
     if not items:
         raise ConfigError("is an empty list; name one, or leave the key out", source.path, at, f"{where}{name}")
@@ -315,6 +317,21 @@ def _values(node: yaml.Node, source: _Source, key: Key, at: int, where: str, nam
         if source.left < 0:
             raise ConfigError(f"the file says more than {MOST_VALUES} values", source.path, line, f"{where}{name}")
         found.append(RawValue(item.value, source.path, line))
+    return found
+
+
+def _pairs(node: yaml.MappingNode, source: _Source, key: Key, where: str, name: str) -> list[RawValue]:
+    """Return the lines of a mapping, each as ``NAME=VALUE``."""
+    mistakes, found = Mistakes(), []
+    for left, (at, value) in _mapping(node, source.path, f"{where}{name}", mistakes).items():
+        if not isinstance(value, yaml.ScalarNode):
+            mistakes.add(ConfigError("takes one value", source.path, at, f"{where}{name}.{left}"))
+        else:
+            found += [one._replace(text=f"{left}={one.text}") for one in _values(value, source, key, at, where, name)]
+    mistakes.end()
+    if not found:
+        line = node.start_mark.line + 1
+        raise ConfigError("is empty; name one, or leave the key out", source.path, line, f"{where}{name}")
     return found
 
 

@@ -229,7 +229,7 @@ class Builder:
         with mistakes:
             check_uri(kind, raw, where)
         always: tuple[Callable[..., None], ...] = (
-            _check_boot, _check_prepare, _check_standin, check_times, _check_backend_keys,
+            _check_boot, _check_prepare, _check_standin, check_times, _check_backend_keys, _check_machine,
         )  # fmt: skip
         for check in (*always, *checks):
             try:
@@ -430,8 +430,20 @@ def _check_backend_keys(_vm: VM, raw: RawConfig, where: str, kind: str) -> None:
     """Refuse keys that only VMs of another backend have."""
     own = OWN_TEMPLATE_KEYS if "pool" in raw else frozenset()
     for key in raw.keys() - own if not STRICT.keys().isdisjoint(raw) else ():
-        if STRICT.get(key, kind) != kind:
-            raise raw[key][0].wrong(f"{where}{key}", f"is for the backend {STRICT[key]} only")
+        if kind not in STRICT.get(key, {kind}):
+            backends = " or ".join(sorted(STRICT[key]))
+            raise raw[key][0].wrong(f"{where}{key}", f"is for the backend {backends} only")
+
+
+def _check_machine(vm: VM, raw: RawConfig, where: str, kind: str) -> None:
+    """Refuse a VM that cannot be one of its backend."""
+    check = BACKENDS[kind].check_vm
+    if check is not None:
+        try:
+            check(vm, kind)
+        except ConfigError as error:
+            ones = raw.get(error.key) or raw["name"]
+            raise ones[0].wrong(f"{where}{error.key}", error.message) from error
 
 
 def _check_definition(vm: VM, raw: RawConfig, where: str, kind: str) -> None:

@@ -43,6 +43,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "move": ("running", "Move a VM to another host."),
     "drain": ("running", "Take a host or a node out of service."),
     "dnssec": ("dnssec", "Show and steer the zones that are signed."),
+    "wake": ("wake", "Send a magic packet (Wake-on-LAN)."),
     "reload": ("running", "Read the configuration and the zones anew."),
     "set": ("edit", "Set a value of a VM or a template."),
     "unset": ("edit", "Remove a value of a VM or a template."),

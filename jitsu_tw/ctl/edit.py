@@ -355,8 +355,8 @@ def _document(name: str, texts: Texts, kind: Kind) -> str:
     lines.append("\n# What else there is, with an example each:\n")
     for key, declared in sorted(kind.keys.items()):
         own = kind is A_TEMPLATE and key in OWN_TEMPLATE_KEYS
-        of_backend = own or STRICT.get(key, backend) == backend
-        if key not in texts and key not in {"backend", "connect", "uuid"} and of_backend:
+        of_backend = own or backend in STRICT.get(key, {backend})
+        if key not in texts and key not in {"backend", "connect", "uuid"} and of_backend and not declared.operator:
             lines.append(f"{f'# {key}: {_quoted(declared.example)}':<40}  # {declared.doc}\n")
     return "".join(lines)
 

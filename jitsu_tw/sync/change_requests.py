@@ -37,7 +37,7 @@ from jitsu_tw.store.layout import (
 )
 from jitsu_tw.store.requests import fairly, guest_of, shortened
 from jitsu_tw.sync.folders import rebuilt, vm_of
-from jitsu_tw.sync.permissions import Budgets, check_change, check_result
+from jitsu_tw.sync.permissions import Budgets, check_change, check_operators_keys, check_result
 from jitsu_tw.sync.reconfigure import ConfigChange
 from jitsu_tw.sync.reload import check_members, unread
 
@@ -306,6 +306,7 @@ class ChangeRequests:
             known = self._known(name, uuid) if change.was else None
             if guest:
                 check_change(guest, name, change)
+            check_operators_keys(change)
             if not change.files:
                 if known is not None:
                     removed.append(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from jitsu_tw.backends.preset import by_request
 from jitsu_tw.config.schema import VM_KEYS
 from jitsu_tw.dns.wire import ancestors, parent, to_text
 from jitsu_tw.errors import ConfigError
@@ -46,6 +47,31 @@ def check_change(guest: str, name: str, change: Change) -> None:
         if list(before.values()) != list(after.values()) and (key not in VM_KEYS or VM_KEYS[key].own is None):
             path = min((after or before).keys())
             raise ConfigError(f"a VM's own branch may not set {key}; ask the operator", path)
+
+
+def check_operators_keys(change: Change) -> None:
+    """
+    Refuse what no request may do, and no configuration that others share: to say which programs Jitsu runs.
+
+    Raises:
+        ConfigError: a key is changed that only the configuration file may set, or such a variable of commands.
+    """
+    if not change.files:
+        return
+    was, wanted = _values(change.was, change.was), _values(change.files, change.was)
+    backend = next(iter(wanted.get("backend", {}).values()), "")
+    for key in sorted(was.keys() | wanted.keys()):
+        before, after = list(was.get(key, {}).values()), wanted.get(key, {})
+        if before == list(after.values()) or key not in VM_KEYS:
+            continue
+        path = min((after or was[key]).keys())
+        if VM_KEYS[key].operator:
+            raise ConfigError(f"a request may not set {key}, which says what Jitsu runs; write it to the file", path)
+        names = {text.partition("=")[0].strip() for text in {*before} ^ {*after.values()}} if key == "variables" else ()
+        for name in sorted(names):
+            if not by_request(backend, name):
+                message = f"a request may not set the variable {name} of the backend {backend or 'here'}"
+                raise ConfigError(f"{message}; write it to the file", path)
 
 
 def _values(files: Mapping[str, str], was: Mapping[str, str]) -> dict[str, dict[str, str]]:

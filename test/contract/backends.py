@@ -66,6 +66,9 @@ class BackendContract(TestCase):
     #: It can prepare VMs.
     prepares = True
 
+    #: It can save a VM.
+    saves = True
+
     #: It can make the VMs of templates, keep images of their ready guests, and give them disks of their own.
     makes = True
     has_disks = True
@@ -163,9 +166,14 @@ class BackendContract(TestCase):
         self.assertIs(Start.BOOTED, await self.backend.start(uuid))
 
     async def test_save(self) -> None:
-        """A saved VM is saved, and runs after a start."""
+        """A saved VM is saved, and runs after a start; a backend that cannot do that says so, and fails."""
         uuid = await self.backend.look_up(self.new_vm())
         await self.backend.start(uuid)
+        if not self.saves:
+            self.assertIsInstance(await self.backend.obstacle(uuid, Mode.SAVE), str)
+            await self.assertFailure(self.backend.stop(uuid, Mode.SAVE), BackendError)
+            self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+            return
         await self.backend.stop(uuid, Mode.SAVE)
         self.assertIs(Power.SAVED, await self.backend.state(uuid))
         self.assertIs(Start.RESTORED, await self.backend.start(uuid))
@@ -204,7 +212,7 @@ class BackendContract(TestCase):
         self.assertIsInstance(await self.backend.guest(uuid), Guest)
         self.assertIsInstance(await self.backend.traffic(uuid), int | None)
         self.assertIsInstance(await self.backend.cpu_time(uuid), float | None)
-        for mode in Mode:
+        for mode in set(Mode) - (set() if self.saves else {Mode.SAVE}):
             self.assertIsNone(await self.backend.obstacle(uuid, mode))
         advice = await self.backend.advice(uuid)
         self.assertTrue(all(isinstance(sentence, str) for sentence in advice))

@@ -1065,6 +1065,32 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
     ("templates", "jitsu_tw/vm/inventory.py", "test.unit.sync.test_templates"): (
         ("and not is_forgotten:", ":", "defines a VM again that was removed"),
     ),
+    ("commands", "jitsu_tw/sync/permissions.py", "test.unit.sync.test_permissions.OperatorsTests"): (
+        ("        if VM_KEYS[key].operator:", "        if False:", "lets a request run any program as Jitsu"),
+        ("            if not by_request(backend, name):", "            if False:",
+         "lets a request send any file to any server"),
+    ),
+    ("commands", "jitsu_tw/sync/change_requests.py", "test.unit.sync.test_permissions.OperatorsTests"): (
+        ("            check_operators_keys(change)\n", "", "lets a request run any program as Jitsu"),
+    ),
+    ("commands", "jitsu_tw/backends/preset.py", "test.unit.config.test_config test.unit.backends.test_command"): (
+        ('    if parsers.text(text).startswith("-"):', "    if False:", "takes a value for an option"),
+        ("            argv[name] = tuple(Text(word).substitute(values) for word in line)",
+         '            argv[name] = tuple(" ".join(Text(word).substitute(values) for word in line).split())',
+         "divides a value into several arguments"),
+    ),
+    ("commands", "jitsu_tw/backends/programs.py", "test.unit.backends.test_command.TroubleTests"): (
+        ("most=LONGEST_OUTPUT, group=True,", "most=LONGEST_OUTPUT,", "ends a command and lets go on what it has begun"),
+        ("most=LONGEST_OUTPUT, group=True,", "group=True,", "keeps as much as a command writes"),
+        ("DeferredSemaphore(PROGRAMS)", "DeferredSemaphore(1)", "has one command that hangs hold up all machines"),
+    ),
+    ("commands", "jitsu_tw/processes.py", "test.unit.base.test_processes"): (
+        ("        if self._late:\n            self._signal", "        if False:\n            self._signal",
+         "lets go on what ignores SIGTERM when its leader has ended by it"),
+    ),
+    ("commands", "jitsu_tw/backends/bridge.py", "test.unit.backends.test_bridge"): (
+        ("if macs == {mac} else", "if True else", "takes the packets of the whole LAN for those of a machine"),
+    ),
     ("store and requests", "jitsu_tw/store/push.py", "test.programs.test_push.RefusalTests"): (
         ("if vm and not own:", "if False:", "lets a guest push to another's branches"),
         ('if branch == "refs/heads/main":', "if False:", "lets anybody push to main"),

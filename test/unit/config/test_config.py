@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends import BACKENDS
 from jitsu_tw.backends.memory import Fault, MemorySettings
+from jitsu_tw.backends.preset import PRESETS, Meaning, commands_of
 from jitsu_tw.config import source
 from jitsu_tw.config.build import load
 from jitsu_tw.dns.wire import from_text
@@ -32,6 +33,7 @@ old CNAME ns
 """
 
 VM = "vms:\n  - name: www\n    dns: www.example.org\n    ip: 10.0.0.1\n"
+COMMAND = f"{VM}    backend: command\n"
 
 
 class ConfigTestCase(SynchronousTestCase):
@@ -104,6 +106,34 @@ class MeaningTests(ConfigTestCase):
         """The keys of the memory backend may stay where another one is used then, and have no meaning."""
         settings, _ = self.load(f"{VM}    boot_time: 2\n")
         self.assertIsNone(settings.vms[0].backend_settings)
+
+    def test_commands(self) -> None:
+        """Commands are a mapping in the file, and a list in the state; either means the same."""
+        lines = "    commands:\n      start: podman start '${name}'\n      state: x=y -f \"{{.State}}\"\n"
+        settings, _ = self.load(f"persistdb: s.git\n{COMMAND}{lines}    words: {{a=b: running, exit 3: off}}\n")
+        vm = settings.vms[0]
+        commands = commands_of(vm, PRESETS["command"])
+        self.assertEqual({"start": ("podman", "start", "www"), "state": ("x=y", "-f", "{{.State}}")}, commands.argv)
+        self.assertEqual((Meaning.RUNNING, Meaning.OFF), (commands.words["a=b"], commands.words["exit 3"]))
+        self.assertEqual(("start=podman start '${name}'", 'state=x=y -f "{{.State}}"'), vm.raw["commands"])
+        listed = "    commands: ['start=podman start ${name}', 'state=x=y -f \"{{.State}}\"']\n"
+        again, _ = self.load(f"{COMMAND}{listed}    words: [a=b=running, exit 3=off]\n")
+        self.assertEqual(vm.backend_settings, again.vms[0].backend_settings)
+
+    def test_presets(self) -> None:
+        """A preset is a backend's name like others, which needs no more than its variables."""
+        for backend, variables, state in (
+            ("podman", "", ("podman", "inspect", "--type", "container", "-f", "{{.State.Status}}", "www")),
+            ("systemd", "unit: a b.service", ("a b.service",)),
+            ("proxmox", "kind: pct, vmid: 7", ("pct", "status", "7")),
+            ("incus", "", ("^www$",)),
+        ):
+            more = f"    variables: {{{variables}}}\n" if variables else ""
+            settings, _ = self.load(f"{VM}    backend: {backend}\n{more}")
+            argv = commands_of(settings.vms[0], PRESETS[backend]).argv["state"]
+            self.assertEqual(state, argv[-len(state):])
+        settings, _ = self.load(f"{VM}    backend: wol\n    mac: 52:54:00:00:00:01\n")
+        self.assertEqual({"start", "state"}, set(commands_of(settings.vms[0], PRESETS["wol"]).argv))
 
     def test_kept_for_the_state(self) -> None:
         """What was said of a VM is kept for the state, files by their whole paths, those of libxl, too."""
@@ -360,6 +390,33 @@ WRONG = (
     ("when_full: wait\n" + VM, 1, "when_full: 'wait' is not one of refuse, stop_idle"),
     (VM + "    kernel: vmlinuz\n", 5, "kernel: is for the backend libxl only"),
     (VM + "    backend: libxl\n    memory: 12 apples\n", 6, "memory: "),
+    (VM + "    commands: {start: x}\n", 5, "commands: is for the backend command or docker or exec or incus or podman"),
+    (COMMAND + "    commands: {start: x, strat: y}\n", 6, "'strat' is not one of events, kill, packets, pause, "),
+    (COMMAND + "    commands: {start: x}\n", 6, "commands: state is missing; give this command"),
+    (COMMAND + "    commands:\n      state: x\n      start: 'x \"y'\n", 8, "quote as in a shell"),
+    (COMMAND + "    commands: {state: x, start: 'x $y-z $'}\n", 6, "begins no ${variable}; write $$"),
+    (COMMAND + "    commands: {state: x, start: 'x ${y}'}\n", 6,
+     "start has ${y}, which is unknown; known are ${ip}, ${mac}, ${name}, ${stop_timeout}, ${uuid}"),
+    (COMMAND + "    commands: {state: x, start: 'x ${mac}'}\n", 2, "mac is needed, the first of its `mac`"),
+    (COMMAND + "    commands: {state: x, start: x}\n    variables: {unit: y}\n", 7, "unit is no variable of its"),
+    (COMMAND + "    commands: {state: x, start: 'x ${y}'}\n    variables: {y: -rf}\n", 7, "begins with a dash"),
+    (COMMAND + "    commands: {state: x, start: x}\n    words: {up: standing}\n", 7, "'standing' is not one of "),
+    (COMMAND + "    commands: {state: x, start: x}\n    mode: pause\n", 7, "mode: it has no commands pause and resume"),
+    (COMMAND + "    commands: {state: x, start: x}\n    mode: save\n", 7, "mode: it has no command save"),
+    (COMMAND + "    commands: {run: x, start: x}\n", 6, "Jitsu itself keeps what run starts; leave start out"),
+    (COMMAND + "    commands: {start: {a: b}}\n", 6, "commands.start: takes one value"),
+    (COMMAND + "    commands: {}\n", 6, "commands: is empty"),
+    (COMMAND + "    commands: [start=x, start=y, state=x]\n", 6, "start is there twice; keep one"),
+    (COMMAND + "    commands: {state: x, start: x}\n    deadlines: {start: soon}\n", 7, "'soon' is no duration"),
+    (VM.replace("www", "-rf", 1) + "    backend: podman\n", 2, "name: begins with a dash"),
+    (VM + "    backend: podman\n    prepare: true\n", 6, "podman cannot prepare VMs"),
+    (VM + "    backend: podman\n    mode: save\n", 6, "mode: it has no command save"),
+    (VM + "    backend: systemd\n", 2, "variables: unit is needed, its unit, like web.service, for the command start"),
+    (VM + "    backend: proxmox\n    variables: {vmid: 100, kind: rm}\n", 6, "kind should be one of qm, pct"),
+    (VM + "    backend: wol\n    variables: {brodcast: 10.0.0.255}\n    mac: 52:54:00:00:00:01\n", 6,
+     "did you mean broadcast?"),
+    (VM + "    backend: wol\n", 2, "mac is needed"),
+    (VM + "    backend: exec\n", 2, "run is missing"),
     ("backend: libvrt\n" + VM, 1, f"'libvrt' is not one of {', '.join(sorted(BACKENDS))}; did you mean libvirt?"),
     ("ttl: [1, 2]\n" + VM, 1, "ttl: takes one value, not a list"),
     ("ttl: {a: 1}\n" + VM, 1, "ttl: takes one value, not a group of keys"),

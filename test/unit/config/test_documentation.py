@@ -6,6 +6,7 @@ from itertools import chain
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from jitsu_tw.backends import BACKENDS
 from jitsu_tw.config.schema import BACKEND_KEYS, CLUSTER_KEYS, DNSSEC_KEYS, HOST_KEYS, INHERITED, KEYS, VM_KEYS
 from jitsu_tw.keys import keys_of
 from jitsu_tw.readiness import READINESS
@@ -32,5 +33,6 @@ class DocumentationTests(SynchronousTestCase):
 
     def test_one_declaration(self) -> None:
         """No backend and no strategy takes a name that is a key already, but for the MACs, which libxl needs too."""
-        names = [*keys_of(VM).keys() | INHERITED.keys(), *READINESS, *chain.from_iterable(BACKEND_KEYS.values())]
+        kinds = {one.settings for one in BACKENDS.values()}
+        names = [*keys_of(VM).keys() | INHERITED.keys(), *READINESS, *chain.from_iterable(map(keys_of, kinds))]
         self.assertEqual({"mac"}, {name for name in names if names.count(name) > 1})

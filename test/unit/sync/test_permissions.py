@@ -8,7 +8,9 @@ import pygit2
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.config.schema import BACKEND_KEYS, INHERITED, VM_KEYS
+from jitsu_tw.errors import ConfigError
 from jitsu_tw.store.branches import REQUEST
+from jitsu_tw.store.requests import Change
 from jitsu_tw.sync import change_requests as branches
 from jitsu_tw.sync import permissions
 from jitsu_tw.sync.change_requests import LOOK_EVERY
@@ -51,6 +53,7 @@ BAD: Final[tuple[tuple[dict[str, str | None], str], ...]] = (
             "needs": "db", "disk": "/dev/sda@xvda", "script": "/home/ann/mine", "kernel": "/x", "mac": "52:54:00:0:0:1",
             "keep_up": "mon", "max_up": "0", "min_up": "9", "boot_from": "snapshot", "wake_udp": "53", "host": "any",
             "handover": "xenstore", "wake_by_packet": "true", "own_ip": "0.0.0.0/0", "own_dns": "*.jitsu.test",
+            "commands": "start=x", "words": "x=off", "variables": "x=y", "poll": "1", "deadlines": "start=1",
             "check_every": "0.001", "stop_timeout": "9", "save_fallback": "pause", "faults": "hang", "boot_time": "9",
         }.items()
     ),
@@ -173,6 +176,39 @@ class SharesTests(SynchronousTestCase):
             budgets.take(f"vm{number}", 0.0)
         budgets.take("www", 100.0)
         self.assertEqual(["www"], list(budgets._full_at))
+
+
+class OperatorsTests(RequestsTestCase):
+    """What no request may do, whoever sends it: say which programs Jitsu runs."""
+
+    def test_new(self) -> None:
+        """A request may name a preset, and variables that reach no further than it; it may give no command or word."""
+        preset = {**VM, "config/backend/0": "proxmox", "config/variables/0": "vmid=7"}
+        for more, reason in (
+            ({"config/commands/0": "start=x"}, "a request may not set commands, which says what Jitsu runs; write it"),
+            ({"config/words/0": "x=off"}, "a request may not set words, which says what Jitsu runs"),
+            ({"config/variables/1": "kind=rm"}, "kind should be one of qm, pct"),
+            ({"config/variables/0": "vmid=-7"}, "begins with a dash"),
+            ({"config/variables/1": "x=y"}, "a request may not set the variable x of the backend proxmox"),
+            ({"config/backend/0": "systemd", "config/variables/0": "unit=ssh.service"}, "not set the variable unit"),
+            ({"config/backend/0": "proxmox-api", "config/variables/1": "token_file=/etc/shadow"}, "token_file"),
+            ({"config/backend/0": "wol", "config/variables/0": "ssh=root@nowhere"}, "may not set the variable ssh"),
+            ({"config/backend/0": "exec", "config/commands/0": "run=id"}, "may not set commands"),
+        ):
+            self.assertIn(reason, self.ask(below(NEW, {**preset, **more})))
+        self.assertEqual("", self.ask(below(NEW, preset)))
+        self.assertEqual("proxmox", self.fleet.machines["new"].vm.backend)
+
+    def test_change(self) -> None:
+        """What the file gives, stays with a request that changes something else, and no request changes it."""
+        was = {**VM, "config/backend/0": "command", "config/commands/0": "start=x", "config/commands/1": "state=x"}
+        permissions.check_operators_keys(Change(was, {**was, "config/idle/0": "9"}))
+        permissions.check_operators_keys(Change(was, {}))
+        for more in ({"config/commands/0": "start=y"}, {"config/commands/2": "stop=y"}, {"config/words/0": "x=off"}):
+            with self.assertRaisesRegex(ConfigError, "a request may not set (commands|words)"):
+                permissions.check_operators_keys(Change(was, {**was, **more}))
+        with self.assertRaisesRegex(ConfigError, "a request may not set commands"):
+            permissions.check_operators_keys(Change(was, {**VM, "config/backend/0": "command"}))
 
 
 class KeysTests(SynchronousTestCase):

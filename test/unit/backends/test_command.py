@@ -1,0 +1,300 @@
+"""The backend of commands: the contract on a program of the tests, and what can go wrong."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from jitsu_tw.backends import programs
+from jitsu_tw.backends.command import CommandBackend
+from jitsu_tw.backends.preset import PRESETS
+from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
+from jitsu_tw.ijitsu import Power, Start
+from jitsu_tw.settings import Mode
+from test.contract import backends as contract_backends
+from test.support.fakemachines import FakeMachines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jitsu_tw.settings import VM
+
+
+def folder(test: TestCase) -> Path:
+    """Return a new folder."""
+    made = Path(test.mktemp()).absolute()
+    made.mkdir()
+    return made
+
+
+class CommandContractTests(contract_backends.BackendContract):
+    """The contract, for own commands."""
+
+    prepares, makes, has_disks = False, False, False
+
+    def make(self) -> Any:
+        """Return a backend."""
+        self.machines, self.names = FakeMachines(folder(self)), itertools.count()
+        return CommandBackend(PRESETS["command"])
+
+    def new_vm(self) -> VM:
+        """Return a VM with a machine of its own."""
+        return self.machines.vm(f"machine{next(self.names)}")
+
+
+class CommandTestCase(TestCase):
+    """Has machines, and a backend that is connected."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        """Connect."""
+        self.machines = FakeMachines(folder(self))
+        self.backend = CommandBackend(PRESETS["command"])
+        self.watcher = contract_backends.Watcher()
+        self.backend.connect(self.watcher)
+        self.addCleanup(self.backend.close)
+
+    async def failing(self, call: Deferred[Any], kind: type[BackendError] = BackendError) -> str:
+        """Return the message of the error that a *call* fails by."""
+        return str(await self.assertFailure(call, kind))
+
+    def running(self) -> list[str]:
+        """Return the processes of the machines' program."""
+        found = subprocess.run(["pgrep", "-f", str(self.machines.program)], capture_output=True, text=True, check=False)
+        return found.stdout.split()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until *condition* holds."""
+        for _ in range(500):
+            if condition():
+                return
+            await deferLater(reactor, 0.01)
+        self.fail("it never holds")
+
+
+class TroubleTests(CommandTestCase):
+    """Commands that fail, hang and write what nobody knows."""
+
+    async def test_fails(self) -> None:
+        """The error has the exit status and the last lines of the program's messages, printable."""
+        uuid = await self.backend.look_up(self.machines.vm("www"))
+        self.machines.fault("www", "start fails")
+        said = await self.failing(self.backend.start(uuid))
+        self.assertIn("start www ended with status 3: one of the lines; it cannot \\x1b[1mbe", said)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_output_is_limited(self) -> None:
+        """Of a program that writes without end, a little is kept."""
+        self.machines.fault("www", "state floods")
+        self.patch(programs, "LONGEST_OUTPUT", 1000)
+        ended = await self.backend._programs.run([str(self.machines.program), "state", "www"], 10.0)
+        self.assertLess(len(ended.out), 3_000_000 / 2)
+        self.assertEqual(1, ended.code)
+
+    async def test_hangs(self) -> None:
+        """A command that hangs is killed with its whole group at its deadline."""
+        slow = self.machines.vm("slow", settings={"deadlines": (("start", 0.5),)})
+        uuid = await self.backend.look_up(slow)
+        self.machines.fault("slow", "start hangs")
+        self.patch(programs, "GRACE", 0.2)
+        self.assertIn("has not ended within 0.5 s, and was killed", await self.failing(self.backend.start(uuid)))
+        sleepers = [int(line) for line in (self.machines.folder / "sleepers").read_text().split()]
+        self.assertEqual(2, len(sleepers))
+        await self.until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in sleepers))
+
+    async def test_holds_up_nobody(self) -> None:
+        """While a command hangs, other machines are started."""
+        slow, other = [await self.backend.look_up(self.machines.vm(name)) for name in ("slow", "other")]
+        self.machines.fault("slow", "start hangs")
+        self.patch(programs, "GRACE", 0.2)
+        begun = Deferred.fromCoroutine(self.failing(self.backend.start(slow)))
+        self.assertIs(Start.BOOTED, await self.backend.start(other).addTimeout(10, reactor))
+        self.assertNoResult(begun)
+        await self.backend.close()
+        await begun
+
+    async def test_closed_while_it_hangs(self) -> None:
+        """When Jitsu ends, so do the commands that run, and the stream of events, with their groups."""
+        uuid = await self.backend.look_up(self.machines.vm("slow"))
+        self.machines.fault("slow", "start hangs")
+        self.patch(programs, "GRACE", 0.2)
+        hangs = self.failing(self.backend.start(uuid))
+        sleepers = self.machines.folder / "sleepers"
+        await self.until(lambda: sleepers.exists() and len(sleepers.read_text().split()) == 2)
+        await self.backend.close()
+        await hangs
+        await self.until(lambda: not self.running())
+
+    async def test_at_once(self) -> None:
+        """Some programs run at once, further ones wait."""
+        self.patch(programs, "GRACE", 0.0)
+        self.backend._programs._slots = DeferredSemaphore(2)
+        uuids = []
+        for number in range(3):
+            machine = self.machines.vm(f"m{number}", settings={"deadlines": (("start", 0.6),)})
+            uuids.append(await self.backend.look_up(machine))
+            self.machines.fault(f"m{number}", "start hangs")
+        hang = [self.failing(self.backend.start(uuid)) for uuid in uuids]
+        await self.until(lambda: len([call for call in self.machines.calls() if call.startswith("start")]) == 2)
+        await hang[0]
+        await hang[1]
+        self.assertIn("was killed", await hang[2])
+        self.assertEqual(3, len([call for call in self.machines.calls() if call.startswith("start")]))
+
+    async def test_unknown_word(self) -> None:
+        """A word that nobody knows is an error with the word, the command and the remedy."""
+        uuid = await self.backend.look_up(self.machines.vm("www"))
+        self.machines.become("www", "upside down")
+        said = await self.failing(self.backend.state(uuid))
+        self.assertIn("state www says 'upside down', which is none of the words of this VM; add it to words", said)
+
+    async def test_absent(self) -> None:
+        """A machine that is removed is no VM any more; one that is made again is found, and told."""
+        machine = self.machines.vm("www")
+        uuid = await self.backend.look_up(machine)
+        (self.machines.folder / "www").unlink()
+        self.assertIn("knows no www", await self.failing(self.backend.state(uuid), NoSuchVM))
+        self.assertIn("knows no www", await self.failing(self.backend.look_up(machine), NoSuchVM))
+        await self.until(lambda: "events " in self.machines.calls())
+        self.machines.become("www", "running")
+        await self.watcher.until(lambda: any(told[0] == uuid for told in self.watcher.told))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_program_is_missing(self) -> None:
+        """A command whose program is not there fails with a clear line."""
+        commands = self.machines.commands("start", start="no-such-program ${name}")
+        machine = self.machines.vm("www", settings={"commands": commands})
+        uuid = await self.backend.look_up(machine)
+        self.assertIn("there is no program no-such-program here", await self.failing(self.backend.start(uuid)))
+        self.assertEqual(1, len(self.backend.examine(machine)))
+        commands = self.machines.commands("start", start="/no/such/program")
+        with self.assertRaisesRegex(ConfigError, "/no/such/program is not there"):
+            self.backend.examine(self.machines.vm("www", settings={"commands": commands}))
+
+    async def test_preset_is_missing(self) -> None:
+        """A preset whose program is not there is a hypervisor that cannot be asked, until it is there."""
+        preset = attrs.evolve(PRESETS["podman"], commands={"state": ("no-such-podman", "${name}"), "start": ("x",)})
+        backend, watcher = CommandBackend(preset), contract_backends.Watcher()
+        self.addCleanup(backend.close)
+        backend.connect(watcher)
+        self.assertIn("there is no program no-such-podman here", watcher.lost_reasons[0])
+        place = self.machines.folder / "no-such-podman"
+        backend._programs.environment = {"PATH": str(self.machines.folder)}
+        place.symlink_to(self.machines.program)
+        await watcher.until(lambda: watcher.connections)
+
+    async def test_starts_later(self) -> None:
+        """A `start` that returns before the machine runs is waited for, until its time is up."""
+        uuid = await self.backend.look_up(self.machines.vm("www"))
+        self.machines.fault("www", "start is slow")
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        other = await self.backend.look_up(self.machines.vm("other", settings={"deadlines": (("start", 0.3),)}))
+        self.machines.fault("other", "start is nothing")
+        self.assertIn("does not run", await self.failing(self.backend.start(other)))
+
+    async def test_not_resumed(self) -> None:
+        """What cannot be resumed is started anew."""
+        uuid = await self.backend.look_up(self.machines.vm("www"))
+        await self.backend.start(uuid)
+        await self.backend.stop(uuid, Mode.PAUSE)
+        self.machines.fault("www", "resume fails")
+        self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+        self.assertIn("kill www", self.machines.calls())
+
+    async def test_ends_later(self) -> None:
+        """A machine that ends some time after the command has is waited for, until its time is up."""
+        uuid = await self.backend.look_up(self.machines.vm("www"))
+        await self.backend.start(uuid)
+        self.machines.fault("www", "kill is slow")
+        await self.backend.stop(uuid, Mode.DESTROY)
+        self.assertIs(Power.OFF, await self.backend.state(uuid))
+        other = await self.backend.look_up(self.machines.vm("other", settings={"deadlines": (("stop", 0.3),)}))
+        await self.backend.start(other)
+        self.machines.fault("other", "kill is nothing")
+        self.assertIn("it is not off", await self.failing(self.backend.stop(other, Mode.DESTROY)))
+
+    async def test_no_command(self) -> None:
+        """What there is no command for fails, and says so; what cannot be stopped is advised of."""
+        uuid = await self.backend.look_up(self.machines.vm("www", "pause", "stop", "kill"))
+        await self.backend.start(uuid)
+        self.assertIn("no command pause", await self.failing(self.backend.stop(uuid, Mode.PAUSE)))
+        self.assertIn("no command stop", await self.failing(self.backend.stop(uuid, Mode.DESTROY)))
+        self.assertIn("stays up until it goes down by itself", " ".join(await self.backend.advice(uuid)))
+
+    async def test_one_argument(self) -> None:
+        """A value is one argument, whatever is in it; no shell sees it."""
+        commands = self.machines.commands("packets", packets="printf %s 1${what}")
+        machine = self.machines.vm("www", settings={"commands": commands, "variables": (("what", "2; echo $(id) 3"),)})
+        uuid = await self.backend.look_up(machine)
+        said = await self.failing(self.backend.traffic(uuid))
+        self.assertIn("says 12; echo $(id) 3, which is no number of packets", said)
+
+
+class EventTests(CommandTestCase):
+    """The stream of events, and what is done without one."""
+
+    async def until_told(self, uuid: str, number: int = 1) -> None:
+        """Wait until as many changes of a machine have been told."""
+        await self.watcher.until(lambda: [told[0] for told in self.watcher.told].count(uuid) >= number)
+
+    async def two(self) -> list[str]:
+        """Return the uuids of two machines that share a stream, which runs."""
+        uuids = [await self.backend.look_up(self.machines.vm(name)) for name in ("one", "other")]
+        await self.until(lambda: "events " in self.machines.calls())
+        await deferLater(reactor, 0.1)  # until tail(1) has opened the file
+        return uuids
+
+    async def test_named(self) -> None:
+        """A line is a hint for the machines that it names; one stream serves all machines."""
+        one, other = await self.two()
+        self.machines.tell("at 12:00 nobody was seen")
+        self.machines.become("one", "running")
+        await self.until_told(one)
+        self.assertNotIn(other, [told[0] for told in self.watcher.told])
+        self.assertEqual(1, self.machines.calls().count("events "))
+
+    async def test_bounded(self) -> None:
+        """A thousand lines are few hints."""
+        one, _ = await self.two()
+        for _ in range(1000):
+            self.machines.tell("one hundred")
+        await self.until_told(one, 2)
+        self.assertLess(len(self.watcher.told), 5)
+
+    async def test_begun_again(self) -> None:
+        """A stream that ends is begun again, and what happened meanwhile is asked for."""
+        self.patch(programs, "AGAIN", 0.05)
+        machine = self.machines.vm("www", "events", settings={"commands": self.machines.commands(
+            "events", events=f"{self.machines.program} state nobody")})  # fmt: skip
+        uuid = await self.backend.look_up(machine)
+        await self.until_told(uuid, 2)
+        await self.until(lambda: self.machines.calls().count("state nobody") > 1)
+
+    async def test_other_commands(self) -> None:
+        """New commands of a machine hold from then on; a stream that no machine has any more is ended."""
+        await self.two()
+        for name in ("one", "other"):
+            commands = self.machines.commands("events", state="echo running")
+            uuid = await self.backend.look_up(self.machines.vm(name, settings={"commands": commands}))
+            self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await self.until(lambda: not self.running())
+
+    async def test_polled(self) -> None:
+        """Without a stream, the state of a machine that is up is asked from time to time; of one that is off, not."""
+        commands = self.machines.commands("events")
+        own = {"commands": commands, "poll": 0.05}
+        up = await self.backend.look_up(self.machines.vm("up", settings=own))
+        await self.backend.look_up(self.machines.vm("down", settings=own))
+        await self.backend.start(up)
+        told = len(self.watcher.told)
+        self.machines.become("up", "off")
+        await self.watcher.until(lambda: len(self.watcher.told) > told)
+        self.assertEqual(1, self.machines.calls().count("state down"))
