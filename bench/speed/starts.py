@@ -165,6 +165,8 @@ def running(
         synjitsu = Synjitsu(directory, network)
         stack.callback(synjitsu.stop, signal.SIGKILL)
         synjitsu.start()
+        if kind == "stp":  # the host's first client comes when Synjitsu's own port forwards
+            until(lambda: "NO-CARRIER" not in network.run("host", ["ip", "link", "show", lab.BRIDGE]).stdout)
         configuration = CONFIGURATION.format(uri=lab.embed_root(root), place=synjitsu.place)
         for number, ((guest, habit), (name, more)) in enumerate(zip(guests, vms.items(), strict=True)):
             ip, ip6, mac = address(number)

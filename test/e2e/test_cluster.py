@@ -44,6 +44,12 @@ with socket.create_connection((sys.argv[1], 80), 10) as one:
     print(one.makefile().readline().strip())
 """
 
+#: Prints the names of all domains that libvirtd at a URI knows.
+LISTED: Final = """
+import libvirt, sys
+print(*(domain.name() for domain in libvirt.openReadOnly(sys.argv[1]).listAllDomains()))
+"""
+
 #: Which Jitsus are asked.
 ALL: Final = frozenset(range(len(NODES)))
 
@@ -445,8 +451,8 @@ templates:
         self.assertEqual([], qemus(self.cluster.network)[vm])
         self.assertEqual({}, self.cluster.fact(f"made/{vm}"))
         for host in self.cluster.hosts.values():
-            listed = ["virsh", "-c", host.connect, "list", "--all", "--name"]
-            self.cluster.until(lambda: vm not in self.output(listed).split())  # noqa: B023
+            listed = [sys.executable, "-c", LISTED, host.connect]
+            self.cluster.until(lambda: vm not in subprocess.check_output(listed, text=True).split())  # noqa: B023
         for node in self.nodes:
             tree = ["git", "-C", str(node.directory / "state.git"), "grep", "-e", vm, "main", "--", "jitsu/vm"]
             self.cluster.until(lambda: not self.output(tree))  # noqa: B023
