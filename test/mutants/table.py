@@ -909,6 +909,16 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          '            argv[name] = tuple(" ".join(Text(word).substitute(values) for word in line).split())',
          "divides a value into several arguments"),
     ),
+    ("commands", "jitsu_tw/backends/preset.py", "test.unit.backends.test_presets.VariablesTests"): (
+        ("        if variable is not None and not re.fullmatch(", "        if False and not re.fullmatch(",
+         "lets a request reach any URL of a server with the operator's token"),
+    ),
+    ("commands", "jitsu_tw/backends/foreground.py", "test.unit.backends.test_foreground"): (
+        ("    return int(user) == os.getuid() and is_here", "    return is_here",
+         "takes another user's process for a machine"),
+        ("    return int(user) == os.getuid() and is_here", "    return int(user) == os.getuid()",
+         "takes a process of a container for a machine"),
+    ),
     ("commands", "jitsu_tw/backends/programs.py", "test.unit.backends.test_command.TroubleTests"): (
         ("most=LONGEST_OUTPUT, group=True,", "most=LONGEST_OUTPUT,", "ends a command and lets go on what it has begun"),
         ("most=LONGEST_OUTPUT, group=True,", "group=True,", "keeps as much as a command writes"),

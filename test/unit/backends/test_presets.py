@@ -15,13 +15,13 @@ from uuid import uuid4
 import attrs
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import SkipTest
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
 from jitsu_tw.backends import foreground
 from jitsu_tw.backends.command import CommandBackend
-from jitsu_tw.backends.preset import PRESETS, CommandSettings, read_pair
-from jitsu_tw.errors import BackendError, NoSuchVM
+from jitsu_tw.backends.preset import PRESETS, CommandSettings, check_vm, read_pair
+from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Power, Start
 from jitsu_tw.settings import Mode
 from test.contract import backends as contract_backends
@@ -221,11 +221,38 @@ class ProxmoxApiContractTests(ProxmoxContractTests):
         self.assertIn("401", str(error))
         self.assertNotIn("nobody", str(error))
 
+    async def test_no_pattern(self) -> None:
+        """A value is taken as it is, and never as a pattern for several URLs."""
+        machine = self.new_vm()
+        number = next(iter(self.server.machines))
+        self.assertTrue(await self.backend.look_up(machine))
+        several = self.vm(vmid=number, node="{pve1,pve1}", url=self.server.url, token_file=str(self.token))
+        self.assertIsInstance(await self.failed_by(self.backend.look_up(several)), NoSuchVM)
+
     async def test_absent(self) -> None:
         """A machine that the server does not have is none."""
         machine = self.new_vm()
         self.server.machines.clear()
         self.assertIsInstance(await self.failed_by(self.backend.look_up(machine)), NoSuchVM)
+
+
+class VariablesTests(SynchronousTestCase):
+    """The variables of all presets."""
+
+    def test_bounded(self) -> None:
+        """One that requests may set takes no text that could lead out of its place in a path, a URL or a command."""
+        for preset in PRESETS.values():
+            for name, variable in preset.variables.items():
+                if variable.requests:
+                    taken = variable.choices or ("7",)
+                    for text in (*taken, "../x", "7?x", "7 7", "7;x", "[1-9]", "7\n", ""):
+                        own = CommandSettings(variables=((name, text),))
+                        said = ""
+                        try:
+                            check_vm(vm("m", backend=preset.name, backend_settings=own), preset.name)
+                        except ConfigError as error:
+                            said = str(error)
+                        self.assertEqual(text not in taken, f"{name} should be" in said, (name, text, said))
 
 
 def exec_vm(uuid: str, command: str) -> VM:
