@@ -165,12 +165,13 @@ class CommandBackend:
         self._reconnector.begin()
 
     def _open(self) -> Deferred[None]:
-        try:
-            if self._preset.program:
-                self._programs.resolve(self._preset.program)
-        except BackendLost as error:
-            return fail(error)
-        return succeed(None)
+        why = self._why_lost()
+        return fail(BackendLost(why)) if why else succeed(None)
+
+    def _why_lost(self) -> str:
+        """Return why the program that all machines need cannot be run; empty if it can, or if there is none."""
+        program = self._preset.program
+        return why_not_there(program, self._programs.environment["PATH"]) if program else ""
 
     def _opened(self, _: None) -> None:
         if self._watcher is not None:
@@ -181,11 +182,12 @@ class CommandBackend:
             self._watcher.lost(cast("IBackend", self), reason)
 
     def _failed(self, failure: Any) -> Any:
-        """Look for the program again if that is what is missing."""
+        """Look for the program of all machines again if that is missing; not for that of a single one."""
         if failure.check(BackendLost):
-            if not self._preset.program:
+            why = self._why_lost()
+            if not why:
                 raise BackendError(failure.getErrorMessage()) from failure.value
-            self._reconnector.again(failure.getErrorMessage())
+            self._reconnector.again(why)
         return failure
 
     def close(self) -> Deferred[None]:
@@ -533,7 +535,8 @@ class CommandBackend:
         one.poll = self._reactor.callLater(wait, self._poll, one)
 
     def _poll(self, one: _Machine) -> None:
-        if one.stream is not None and one.stream.runs and self._reactor.seconds() >= one.ends_until:
+        is_told = one.power is not None and one.stream is not None and one.stream.runs
+        if is_told and self._reactor.seconds() >= one.ends_until:
             self._poll_later(one)
         else:
             spawn(self.log, self._polled(one), one.vm.name)

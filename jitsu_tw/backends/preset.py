@@ -262,7 +262,10 @@ class Commands:
             said = " ".join(out.split()) or NOTHING
             has = (meaning for word, meaning in self.words.items() if word[:4] == HAS and word[4:] in said)
             return self.words.get(said) or next(has, None)
-        absent = (word for word, meaning in self.words.items() if meaning is Meaning.ABSENT)
+        absent = (
+            word for word, meaning in self.words.items()
+            if meaning is Meaning.ABSENT and word != NOTHING and not word.startswith((EXIT, HAS))
+        )  # fmt: skip
         return Meaning.ABSENT if any(word.lower() in err.lower() for word in absent) else None
 
 

@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from jitsu_tw.backends import programs
 from jitsu_tw.backends.command import CommandBackend
-from jitsu_tw.backends.preset import PRESETS
+from jitsu_tw.backends.preset import PRESETS, read_pair
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.settings import Mode
@@ -190,6 +190,20 @@ class TroubleTests(CommandTestCase):
         place.symlink_to(self.machines.program)
         await watcher.until(lambda: watcher.connections)
 
+    async def test_one_program_is_missing(self) -> None:
+        """The program of one machine that is not there is this machine's trouble, not that of all machines."""
+        commands = dict(self.machines.commands("start", "events"))
+        preset = attrs.evolve(PRESETS["command"], commands={**commands, "start": ("true",)})
+        backend, watcher = CommandBackend(preset), contract_backends.Watcher()
+        self.addCleanup(backend.close)
+        backend.connect(watcher)
+        own = {"commands": (read_pair("start=no-such-program ${name}"),)}
+        uuid = await backend.look_up(self.machines.vm("own", settings=own))
+        said = await self.failing(backend.start(uuid))
+        self.assertIn("there is no program no-such-program here", said)
+        self.assertEqual([], watcher.lost_reasons)
+        self.assertIs(Power.OFF, await backend.state(uuid))
+
     async def test_starts_later(self) -> None:
         """A `start` that returns before the machine runs is waited for, until its time is up."""
         uuid = await self.backend.look_up(self.machines.vm("www"))
@@ -277,6 +291,18 @@ class EventTests(CommandTestCase):
         uuid = await self.backend.look_up(machine)
         await self.until_told(uuid, 2)
         await self.until(lambda: self.machines.calls().count("state nobody") > 1)
+
+    async def test_missed(self) -> None:
+        """A machine that is made again is found, even if its stream does not tell that."""
+        machine = self.machines.vm("www", settings={"poll": 0.05})
+        uuid = await self.backend.look_up(machine)
+        await self.until(lambda: "events " in self.machines.calls())
+        (self.machines.folder / "www").unlink()
+        await self.failing(self.backend.state(uuid), NoSuchVM)
+        told = len(self.watcher.told)
+        (self.machines.folder / "www").write_text("running\n")
+        await self.watcher.until(lambda: len(self.watcher.told) > told)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_other_commands(self) -> None:
         """New commands of a machine hold from then on; a stream that no machine has any more is ended."""

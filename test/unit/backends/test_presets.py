@@ -20,7 +20,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from demo import lab
 from jitsu_tw.backends import foreground
 from jitsu_tw.backends.command import CommandBackend
-from jitsu_tw.backends.preset import PRESETS, CommandSettings, check_vm, read_pair
+from jitsu_tw.backends.preset import PRESETS, CommandSettings, Meaning, check_vm, commands_of, read_pair
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Power, Start
 from jitsu_tw.settings import Mode
@@ -253,6 +253,33 @@ class VariablesTests(SynchronousTestCase):
                         except ConfigError as error:
                             said = str(error)
                         self.assertEqual(text not in taken, f"{name} should be" in said, (name, text, said))
+
+
+class AbsentTests(SynchronousTestCase):
+    """When a machine counts as one that is not there: that is for an operator to mend."""
+
+    def meaning(self, preset: str, code: int, out: str, err: str) -> Meaning | None:
+        """Return what a `state` of the preset means."""
+        return commands_of(vm("www", backend=preset), PRESETS[preset]).meaning(code, out, err)
+
+    def test_no_connection(self) -> None:
+        """A failed connection, in the words of podman 4.3, Docker and the system, says nothing of the machine."""
+        for words in (
+            "unable to connect to Podman socket: dial unix /run/podman.sock: connect: no such file or directory",
+            "dial unix /var/run/docker.sock: connect: no such file or directory",
+            "dial tcp: lookup pve9 on 192.0.2.53:53: no such host",
+            "there is nothing to connect to",
+        ):
+            for preset in ("podman", "docker", "incus"):
+                self.assertIsNone(self.meaning(preset, 125, "", f"Error: {words}\n"))
+
+    def test_absent(self) -> None:
+        """The messages of podman and Docker, old and new, for a container that is not there."""
+        for words in ('Error: inspecting object: no such container "www"', 'Error: no such object: "www"',
+                      "Error response from daemon: No such container: www", "Error: No such object: www"):
+            for preset in ("podman", "docker"):
+                self.assertIs(Meaning.ABSENT, self.meaning(preset, 1, "", f"{words}\n"))
+        self.assertIs(Meaning.ABSENT, self.meaning("incus", 0, "\n", ""))
 
 
 def exec_vm(uuid: str, command: str) -> VM:
