@@ -255,9 +255,9 @@ class CommandBackend:
         """Return what its command `state` says."""
         return await self._ask(one)
 
-    async def _ask(self, one: _Machine) -> Power:
+    async def _ask(self, one: _Machine, use: str = "state") -> Power:
         """
-        Return what `state` says, or whether the program in the foreground runs.
+        Return what `state` says, or whether the program in the foreground runs; *use* as in `Programs.run`.
 
         Raises:
             NoSuchVM: there is no such machine.
@@ -267,7 +267,7 @@ class CommandBackend:
             one.power = self._foreground.power(one.uuid)
             return one.power
         argv = one.commands.argv["state"]
-        ended = await self._programs.run(argv, one.commands.deadlines["state"])
+        ended = await self._programs.run(argv, one.commands.deadlines["state"], use)
         meaning = one.commands.meaning(ended.code, ended.out, ended.err)
         if meaning is None:
             raise BackendError(_unknown(argv, ended) if ended.code == 0 else failed(argv, ended))
@@ -277,10 +277,10 @@ class CommandBackend:
             raise NoSuchVM(f"{self} knows no {one.vm.name}; make it, and Jitsu finds it")
         return one.power
 
-    async def _until(self, one: _Machine, power: Power, within: float) -> bool:
+    async def _until(self, one: _Machine, power: Power, within: float, use: str) -> bool:
         """Ask until the machine is in this state, and return whether that was within *within* seconds."""
         late, pause = self._reactor.seconds() + within, ASK_AGAIN
-        while await self._ask(one) is not power:
+        while await self._ask(one, use) is not power:
             if (left := late - self._reactor.seconds()) <= 0:
                 return False
             await deferLater(self._reactor, min(pause, left))
@@ -302,7 +302,7 @@ class CommandBackend:
         if argv is None:
             counts = [self._ports.sent(mac) for mac in self._macs(one.vm)]
             return sum(filter(None, counts)) if counts and None not in counts else None
-        text = (await self._programs.done(argv, one.commands.deadlines["state"])).strip()
+        text = (await self._programs.done(argv, one.commands.deadlines["state"], "state")).strip()
         if not is_number(text):
             raise BackendError(f"{' '.join(argv)} says {tail(text) or 'nothing'}, which is no number of packets")
         return int(text)
@@ -360,9 +360,9 @@ class CommandBackend:
             except OverdueError:
                 raise
             except BackendError:
-                if await self._ask(one) is Power.OFF:
+                if await self._ask(one, "start") is Power.OFF:
                     raise
-        before = await self._ask(one)
+        before = await self._ask(one, "start")
         if before is Power.RUNNING:
             return Start.RAN
         if before is Power.PAUSED and await self._is_resumed(one):
@@ -379,12 +379,14 @@ class CommandBackend:
             while self._foreground.begins(one.uuid):
                 await deferLater(self._reactor, ASK_AGAIN)
         else:
-            await self._programs.done(one.commands.argv["start"], one.commands.deadlines["start"])
+            await self._do(one, "start", "start")
         if one.commands.at_once:
             one.power = Power.RUNNING
             self._poll_later(one)
-        elif not await self._until(one, Power.RUNNING, 0.0 if one.is_kept else late - self._reactor.seconds()):
-            raise BackendError("its command start has ended well, but it does not run")
+        else:
+            within = 0.0 if one.is_kept else late - self._reactor.seconds()
+            if not await self._until(one, Power.RUNNING, within, "start"):
+                raise BackendError("its command start has ended well, but it does not run")
         how = Start.RESTORED if before is Power.SAVED else Start.BOOTED
         self._changed(one.uuid, how.value)
         return how
@@ -395,8 +397,8 @@ class CommandBackend:
             if one.is_kept:
                 self._foreground.signal(one.uuid, signal.SIGCONT)
             elif "resume" in one.commands.argv:
-                await self._programs.done(one.commands.argv["resume"], one.commands.deadlines["start"])
-            return await self._until(one, Power.RUNNING, one.commands.deadlines["start"])
+                await self._do(one, "resume", "start")
+            return await self._until(one, Power.RUNNING, one.commands.deadlines["start"], "start")
         except BackendLost:
             raise
         except BackendError as error:
@@ -449,16 +451,16 @@ class CommandBackend:
             one.ends_until, one.pause = self._reactor.seconds() + one.vm.stop_timeout, ASK_AGAIN
             self._poll_later(one)
 
-    async def _do(self, one: _Machine, name: str) -> None:
+    async def _do(self, one: _Machine, name: str, use: str = "stop") -> None:
         """
-        Run a command.
+        Run a command for this *use*, which has its deadline.
 
         Raises:
             BackendError: the machine has no such command, or it has failed.
         """
         if name not in one.commands.argv:
             raise BackendError(f"it has no command {name}")
-        await self._programs.done(one.commands.argv[name], one.commands.deadlines["stop"])
+        await self._programs.done(one.commands.argv[name], one.commands.deadlines[use], use)
 
     async def _reach(self, one: _Machine, power: Power) -> None:
         """
@@ -468,7 +470,7 @@ class CommandBackend:
             BackendError: it is not.
         """
         try:
-            if not await self._until(one, power, one.commands.deadlines["stop"]):
+            if not await self._until(one, power, one.commands.deadlines["stop"], "state"):
                 raise BackendError(f"its command has ended well, but it is not {power.value}")
         except NoSuchVM:  # one that is removed when it ends is off
             if power is not Power.OFF:

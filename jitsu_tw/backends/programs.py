@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from jitsu_tw.processes import Ended, Process
 
-#: How many programs of a backend may run at once; further ones wait.
+#: How many programs of a backend may run at once, of each use; further ones wait. Those that clients wait for ("start")
+#: do not wait for those that end machines, which may take minutes, or only look at machines.
 PROGRAMS: Final = 8
+USES: Final = ("start", "stop", "state")
 
 #: Seconds between SIGTERM and SIGKILL for a program that is to end.
 GRACE: Final = 2.0
@@ -89,7 +91,7 @@ class Programs:
         """Begin with no program; they get the variables *names* of Jitsu's environment."""
         self._reactor = reactor
         self.environment: Mapping[str, str] = environment(names)
-        self._slots = DeferredSemaphore(PROGRAMS)
+        self._slots = {use: DeferredSemaphore(PROGRAMS) for use in USES}
         self._running: set[Process] = set()
         self._closed: Deferred[None] | None = None
 
@@ -105,9 +107,9 @@ class Programs:
             raise BackendLost(why)
         return str(shutil.which(program, path=path))
 
-    def run(self, argv: Sequence[str], within: float) -> Deferred[Ended]:
+    def run(self, argv: Sequence[str], within: float, use: str) -> Deferred[Ended]:
         """
-        Run a program to its end, when a slot is free, or until its time is up; then its whole group is ended.
+        Run a program, when a slot of its *use* is free, to its end or until its time is up; then end its whole group.
 
         A caller that does not wait any more changes nothing of that.
 
@@ -122,7 +124,7 @@ class Programs:
             if not waiter.called:
                 waiter.callback(result)
 
-        self._slots.run(self._run, argv, within).addBoth(tell)
+        self._slots[use].run(self._run, argv, within).addBoth(tell)
         return waiter
 
     def _run(self, argv: Sequence[str], within: float) -> Deferred[Ended]:
@@ -147,14 +149,14 @@ class Programs:
             raise OverdueError(abridged(message, LONGEST_REASON, " … "))
         return ended
 
-    async def done(self, argv: Sequence[str], within: float) -> str:
+    async def done(self, argv: Sequence[str], within: float, use: str) -> str:
         """
         Run a program that is to succeed, and return its output. Raises as `run` does.
 
         Raises:
             BackendError: its exit status is not 0; with that, and its last lines.
         """
-        ended = await self.run(argv, within)
+        ended = await self.run(argv, within, use)
         if ended.code != 0:
             raise BackendError(failed(argv, ended))
         return ended.out

@@ -923,6 +923,7 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("most=LONGEST_OUTPUT, group=True,", "most=LONGEST_OUTPUT,", "ends a command and lets go on what it has begun"),
         ("most=LONGEST_OUTPUT, group=True,", "group=True,", "keeps as much as a command writes"),
         ("DeferredSemaphore(PROGRAMS)", "DeferredSemaphore(1)", "has one command that hangs hold up all machines"),
+        ("self._slots[use].run(", 'self._slots["start"].run(', "has machines that end hold up those that start"),
     ),
     ("commands", "jitsu_tw/processes.py", "test.unit.base.test_processes"): (
         ("        if self._late:\n            self._signal", "        if False:\n            self._signal",

@@ -94,7 +94,7 @@ class TroubleTests(CommandTestCase):
         """Of a program that writes without end, a little is kept."""
         self.machines.fault("www", "state floods")
         self.patch(programs, "LONGEST_OUTPUT", 1000)
-        ended = await self.backend._programs.run([str(self.machines.program), "state", "www"], 10.0)
+        ended = await self.backend._programs.run([str(self.machines.program), "state", "www"], 10.0, "state")
         self.assertLess(len(ended.out), 3_000_000 / 2)
         self.assertEqual(1, ended.code)
 
@@ -135,7 +135,7 @@ class TroubleTests(CommandTestCase):
     async def test_at_once(self) -> None:
         """Some programs run at once, further ones wait."""
         self.patch(programs, "GRACE", 0.0)
-        self.backend._programs._slots = DeferredSemaphore(2)
+        self.backend._programs._slots["start"] = DeferredSemaphore(2)
         uuids = []
         for number in range(3):
             machine = self.machines.vm(f"m{number}", settings={"deadlines": (("start", 0.6),)})
@@ -147,6 +147,28 @@ class TroubleTests(CommandTestCase):
         await hang[1]
         self.assertIn("was killed", await hang[2])
         self.assertEqual(3, len([call for call in self.machines.calls() if call.startswith("start")]))
+
+    async def test_stops_hold_up_no_start(self) -> None:
+        """Machines that take their time to end, or to tell their state, hold up no start of another one."""
+        self.patch(programs, "GRACE", 0.0)
+        for use in programs.USES:
+            self.backend._programs._slots[use] = DeferredSemaphore(2)
+        *slow, other = [await self.backend.look_up(self.machines.vm(f"m{number}")) for number in range(5)]
+        hang = []
+        for number, uuid in enumerate(slow):
+            await self.backend.start(uuid)
+            what = "stop" if number < 2 else "state"
+            self.machines.fault(f"m{number}", f"{what} hangs")
+            call = self.backend.stop(uuid, Mode.SHUTDOWN) if number < 2 else self.backend.state(uuid)
+            hang.append(call.addErrback(lambda failure: failure.trap(BackendError)))
+        sleepers = self.machines.folder / "sleepers"
+        await self.until(lambda: sleepers.exists() and len(sleepers.read_text().split()) == 2 * len(slow))
+        self.assertIs(Start.BOOTED, await self.backend.start(other).addTimeout(10, reactor))
+        for call in hang:
+            self.assertNoResult(call)
+        await self.backend.close()
+        for call in hang:
+            await call
 
     async def test_unknown_word(self) -> None:
         """A word that nobody knows is an error with the word, the command and the remedy."""
