@@ -33,7 +33,7 @@ from jitsu_tw.reconnect import Reconnector
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from jitsu_tw.backends.preset import Commands, Preset
     from jitsu_tw.processes import Ended
@@ -249,6 +249,7 @@ class CommandBackend:
     def _forget(self, one: _Machine) -> None:
         one.end_calls()
         self._machines.pop(one.uuid, None)
+        self._end_unused()
 
     @_in_order
     async def state(self, one: _Machine) -> Power:
@@ -499,13 +500,12 @@ class CommandBackend:
         for argv in self._streams.keys() - {one.commands.argv.get("events") for one in self._machines.values()}:
             self._ending.append(self._streams.pop(argv).end())
 
-    def _told(self, argv: tuple[str, ...], line: str) -> None:
-        """Hint at the machines that a line of a stream names, or at the one that the stream is of."""
-        of_stream = self._of(argv)
-        words = set(_BETWEEN.split(line))
-        for one in of_stream:
-            if len(of_stream) == 1 or one.vm.name in words:
-                self._hint(one, f"{self} says: {tail(line)}")
+    def _told(self, argv: tuple[str, ...], lines: Iterable[str]) -> None:
+        """Hint at the machines that the lines of a stream name, or at the one that the stream is of."""
+        of_stream = {one.vm.name: one for one in self._of(argv)}
+        for line in dict.fromkeys(lines):
+            for name in of_stream if len(of_stream) == 1 else of_stream.keys() & _BETWEEN.split(line):
+                self._hint(of_stream[name], f"{self} says: {line}")
 
     def _begun(self, argv: tuple[str, ...]) -> None:
         """Hint at all machines of a stream that has begun again: what happened meanwhile, it has not told."""
@@ -523,7 +523,7 @@ class CommandBackend:
 
     def _hinted(self, one: _Machine, reason: str) -> None:
         one.hinted = self._reactor.seconds()
-        self._changed(one.uuid, reason)
+        self._changed(one.uuid, tail(reason))
 
     def _poll_later(self, one: _Machine) -> None:
         """Ask again in a while if nobody tells when a machine that is up, or is not there, changes."""

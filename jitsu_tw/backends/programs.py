@@ -14,7 +14,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.processes import run
+from jitsu_tw.processes import OUTPUT_WITHIN, run
 from jitsu_tw.reconnect import steady
 from jitsu_tw.text import abridged, printable
 
@@ -39,6 +39,9 @@ LONGEST_OUTPUT: Final = 65536
 #: In lines and characters: how much of a program's messages an error repeats.
 LAST_LINES: Final = 3
 LONGEST_REASON: Final = 400
+
+#: Seconds between two pieces, of 64 KiB at most, that are read of a stream: one may write without end.
+READ_EVERY: Final = 0.05
 
 #: Seconds until a stream that has ended is begun again, at first and at most.
 AGAIN: Final = 1.0
@@ -144,6 +147,8 @@ class Programs:
     def _ended(self, ended: Ended, process: Process, argv: Sequence[str], within: float) -> Ended:
         self._running.discard(process)
         self._is_closed()
+        if ended.late and self._closed is not None:
+            raise BackendError(f"Jitsu ends, and has ended {argv[0]}, which ran")
         if ended.late:
             message = f"{argv[0]} has not ended within {within:g} s, and was killed: {' '.join(argv)}"
             raise OverdueError(abridged(message, LONGEST_REASON, " … "))
@@ -196,7 +201,7 @@ class Stream(ProcessProtocol):
         self,
         programs: Programs,
         argv: Sequence[str],
-        told: Callable[[str], None],
+        told: Callable[[list[str]], None],
         begun: Callable[[], None],
         reactor: Any,
     ) -> None:
@@ -206,7 +211,7 @@ class Stream(ProcessProtocol):
         Args:
             programs: know the environment.
             argv: its arguments.
-            told: is called with each line.
+            told: is called with the lines that have come.
             begun: is called when it runs, again too: what has happened meanwhile is not told.
             reactor: makes the timers.
         """
@@ -214,7 +219,10 @@ class Stream(ProcessProtocol):
         self._pause = steady(AGAIN, AGAIN_AT_MOST, 2.0)
         self._failures, self._since = 0, -inf
         self._rest, self._err = b"", b""
+        self._leader = 0
         self._again: Any = None
+        self._reads: Any = None
+        self._late: Any = None
         self._ended: Deferred[None] | None = None
         self.runs = False
 
@@ -231,24 +239,38 @@ class Stream(ProcessProtocol):
 
     def connectionMade(self) -> None:  # noqa: N802
         """Close its standard input."""
-        self._rest, self._err, self.runs = b"", b"", True
+        self._rest, self._err, self.runs, self._leader = b"", b"", True, self.transport.pid
         self.transport.closeStdin()
         self._begun()
 
+    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
+        """Handle a piece of its output, and read no more for a moment."""
+        super().childDataReceived(childFD, data)
+        self.transport.pauseProducing()
+        if self._reads is None or not self._reads.active():
+            self._reads = self._reactor.callLater(READ_EVERY, self.transport.resumeProducing)
+
     def outReceived(self, data: bytes) -> None:  # noqa: N802
-        """Tell each line; what is longer than `LONGEST_OUTPUT` is dropped."""
+        """Tell the lines; what is longer than `LONGEST_OUTPUT` is dropped."""
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-LONGEST_OUTPUT:]
-        for line in lines:
-            self._told(line.decode(errors="replace"))
+        self._told([line.decode(errors="replace") for line in lines])
 
     def errReceived(self, data: bytes) -> None:  # noqa: N802
         """Keep the last of its messages."""
         self._err = (self._err + data)[-LONGEST_OUTPUT:]
 
+    def processExited(self, reason: Failure) -> None:  # noqa: ARG002, N802
+        """End the rest of its group; another process may keep its pipes open, which is not waited for."""
+        self._signal(9)
+        self._late = self._reactor.callLater(OUTPUT_WITHIN, self.transport.loseConnection)
+
     def processEnded(self, reason: Failure) -> None:  # noqa: N802
         """Begin it again after a pause."""
         self.runs = False
+        for call in (self._reads, self._late):
+            if call is not None and call.active():
+                call.cancel()
         if self._ended is not None:
             self._ended.callback(None)
             return
@@ -281,7 +303,7 @@ class Stream(ProcessProtocol):
 
     def _signal(self, number: int) -> None:
         try:
-            os.killpg(self.transport.pid, number)
-        except (ProcessLookupError, TypeError):  # it does not lead its group yet, or has ended
+            os.killpg(self._leader, number)
+        except ProcessLookupError:  # it does not lead its group yet, or has ended
             if self.transport.pid is not None:
                 os.kill(self.transport.pid, number)

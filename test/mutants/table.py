@@ -925,6 +925,11 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("DeferredSemaphore(PROGRAMS)", "DeferredSemaphore(1)", "has one command that hangs hold up all machines"),
         ("self._slots[use].run(", 'self._slots["start"].run(', "has machines that end hold up those that start"),
     ),
+    ("commands", "jitsu_tw/backends/programs.py", "test.unit.backends.test_command.EventTests"): (
+        ("        self.transport.pauseProducing()\n", "", "is held up by a stream that writes without end"),
+        ("self._late = self._reactor.callLater(OUTPUT_WITHIN, self.transport.loseConnection)", "pass",
+         "waits for ever for the end of a stream whose child lives on"),
+    ),
     ("commands", "jitsu_tw/processes.py", "test.unit.base.test_processes"): (
         ("        if self._late:\n            self._signal", "        if False:\n            self._signal",
          "lets go on what ignores SIGTERM when its leader has ended by it"),

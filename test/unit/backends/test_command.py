@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from jitsu_tw.backends import programs
@@ -129,7 +131,7 @@ class TroubleTests(CommandTestCase):
         sleepers = self.machines.folder / "sleepers"
         await self.until(lambda: sleepers.exists() and len(sleepers.read_text().split()) == 2)
         await self.backend.close()
-        await hangs
+        self.assertIn("Jitsu ends", await hangs)
         await self.until(lambda: not self.running())
 
     async def test_at_once(self) -> None:
@@ -313,6 +315,31 @@ class EventTests(CommandTestCase):
         uuid = await self.backend.look_up(machine)
         await self.until_told(uuid, 2)
         await self.until(lambda: self.machines.calls().count("state nobody") > 1)
+
+    async def test_leaves_a_child(self) -> None:
+        """A stream that ends is begun again though a child of it keeps its pipe open; of its group, nothing is left."""
+        self.patch(programs, "AGAIN", 0.05)
+        unique = f"sleep 98765{os.getpid()}"
+        events = f"sh -c '{unique} & setsid sleep 3 & exit 0'"
+        machine = self.machines.vm("www", settings={"commands": self.machines.commands("events", events=events)})
+        uuid = await self.backend.look_up(machine)
+        await self.until_told(uuid, 2)
+        await self.backend.close().addTimeout(3, reactor)
+        await self.until(lambda: not subprocess.run(["pgrep", "-f", unique], capture_output=True, check=False).stdout)
+
+    async def test_floods(self) -> None:
+        """After each piece of a stream, nothing is read for a moment: one that writes without end holds up nobody."""
+        clock, told, transport = Clock(), list[list[str]](), mock.Mock(pid=0)
+        stream = programs.Stream(self.backend._programs, ["yes"], told.append, lambda: None, clock)
+        stream.makeConnection(transport)
+        for descriptor in (1, 2):
+            stream.childDataReceived(descriptor, b"one\nother\nand so")
+        self.assertEqual([["one", "other"]], told)
+        transport.resumeProducing.assert_not_called()
+        transport.pauseProducing.assert_called()
+        clock.advance(programs.READ_EVERY)
+        transport.resumeProducing.assert_called_once_with()
+        self.assertEqual([], clock.getDelayedCalls())
 
     async def test_missed(self) -> None:
         """A machine that is made again is found, even if its stream does not tell that."""
