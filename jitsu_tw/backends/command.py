@@ -22,7 +22,7 @@ from zope.interface import implementer
 from jitsu_tw.backends import definition
 from jitsu_tw.backends.bridge import Ports
 from jitsu_tw.backends.foreground import Foreground
-from jitsu_tw.backends.preset import POWERS, check_vm, commands_of, uuid_of
+from jitsu_tw.backends.preset import POWERS, PRESETS, CommandSettings, check_vm, commands_of, uuid_of
 from jitsu_tw.backends.programs import OverdueError, Programs, Stream, failed, tail, why_not_there
 from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
@@ -50,6 +50,15 @@ _PAUSES: Final = frozenset({Mode.PAUSE, Mode.SUSPEND})
 
 #: What divides the words of a line of events.
 _BETWEEN: Final = re.compile(r"[^\w.@:-]+")
+
+#: What a program that runs in the foreground has of its commands when these are not known: it is never started again.
+_KEPT: Final = CommandSettings(commands=(("run", ("false",)),))
+
+#: Why a VM that the configuration has no more is left alone.
+_LEFT_ALONE: Final = (
+    "its commands went with its lines in the file, so it is NOT stopped if it runs: stop it by hand; or write its lines"
+    " back, and take them out again when it is off"
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -223,9 +232,7 @@ class CommandBackend:
         try:
             commands = commands_of(vm, self._preset)
         except ConfigError as error:
-            if one is None:  # its commands went with its configuration
-                raise NoSuchVM(str(error)) from error
-            commands = one.commands
+            commands = self._left(vm, uuid, error) if one is None else one.commands
         if one is None:
             one = self._machines[uuid] = _Machine(uuid, vm, commands)
         one.vm, one.commands, before = vm, commands, one.stream
@@ -240,6 +247,20 @@ class CommandBackend:
                 self._forget(one)
             raise
         return uuid
+
+    def _left(self, vm: VM, uuid: str, error: ConfigError) -> Commands:
+        """
+        Return the commands of a VM that was removed from the configuration: a program in the foreground needs none.
+
+        The state has its last commands, but others can write to the state, too.
+
+        Raises:
+            NoSuchVM: it is no such program that runs.
+        """
+        self._foreground.find(uuid)
+        if self._foreground.power(uuid) is Power.OFF:
+            raise NoSuchVM(_LEFT_ALONE if vm.removed else str(error)) from error
+        return commands_of(attrs.evolve(vm, backend_settings=_KEPT), PRESETS["exec"])
 
     def _machine(self, uuid: str) -> _Machine:
         if uuid not in self._machines:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
+from uuid import uuid4
 
 import attrs
 from twisted.internet import reactor
@@ -191,6 +192,12 @@ class TroubleTests(CommandTestCase):
         await self.watcher.until(lambda: any(told[0] == uuid for told in self.watcher.told))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
+    async def test_removed_from_the_file(self) -> None:
+        """Of a VM whose commands went with its lines in the file, the log says that it is not stopped."""
+        machine = attrs.evolve(self.machines.vm("www"), backend_settings=None, removed=True, uuid=str(uuid4()))
+        said = await self.failing(self.backend.look_up(machine), NoSuchVM)
+        self.assertIn("NOT stopped if it runs: stop it by hand; or write its lines back", said)
+
     async def test_program_is_missing(self) -> None:
         """A command whose program is not there fails with a clear line."""
         commands = self.machines.commands("start", start="no-such-program ${name}")
@@ -319,13 +326,14 @@ class EventTests(CommandTestCase):
     async def test_leaves_a_child(self) -> None:
         """A stream that ends is begun again though a child of it keeps its pipe open; of its group, nothing is left."""
         self.patch(programs, "AGAIN", 0.05)
-        unique = f"sleep 98765{os.getpid()}"
-        events = f"sh -c '{unique} & setsid sleep 3 & exit 0'"
+        within, beside = f"sleep 98765{os.getpid()}", f"sleep 43210{os.getpid()}"
+        self.addCleanup(subprocess.run, ["pkill", "-f", f"^{beside}$"], check=False)
+        events = f"sh -c '{within} & setsid {beside} & exit 0'"
         machine = self.machines.vm("www", settings={"commands": self.machines.commands("events", events=events)})
         uuid = await self.backend.look_up(machine)
         await self.until_told(uuid, 2)
         await self.backend.close().addTimeout(3, reactor)
-        await self.until(lambda: not subprocess.run(["pgrep", "-f", unique], capture_output=True, check=False).stdout)
+        await self.until(lambda: subprocess.run(["pgrep", "-f", f"^{within}$"], check=False).returncode)
 
     async def test_floods(self) -> None:
         """After each piece of a stream, nothing is read for a moment: one that writes without end holds up nobody."""

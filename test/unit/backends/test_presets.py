@@ -110,6 +110,17 @@ class ExecTests(contract_backends.BackendContract):
         await self.watcher.until(lambda: (uuid, ENDED) in self.watcher.told)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
 
+    async def test_removed_from_the_file(self) -> None:
+        """A program whose VM is removed from the file while Jitsu is off is known, and stopped, without its command."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        await self.backend.start(uuid)
+        await self.again()
+        await self.backend.look_up(attrs.evolve(machine, backend_settings=None, removed=True))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await self.backend.stop(uuid, Mode.SHUTDOWN)
+        await self.watcher.until(lambda: (uuid, ENDED) in self.watcher.told)
+
     async def test_group(self) -> None:
         """With the program, all that it has begun in its group ends; what it has begun is not taken for it."""
         uuid = str(uuid4())
