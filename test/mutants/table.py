@@ -901,7 +901,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "lets a request send any file to any server"),
     ),
     ("commands", "jitsu_tw/sync/change_requests.py", "test.unit.sync.test_permissions.OperatorsTests"): (
-        ("            check_operators_keys(change)\n", "", "lets a request run any program as Jitsu"),
+        ("            check_operators_keys(change, next(templates, settings.backend))\n", "",
+         "lets a request run any program as Jitsu"),
     ),
     ("commands", "jitsu_tw/backends/preset.py", "test.unit.config.test_config test.unit.backends.test_command"): (
         ('    if parsers.text(text).startswith("-"):', "    if False:", "takes a value for an option"),
