@@ -73,6 +73,7 @@ class _Machine:
         uuid: of the VM.
         vm: its settings.
         commands: its commands.
+        next_commands: those that it is to have as soon as these are not needed to end it any more.
         lock: its commands run one after the other.
         power: what it was when it was asked last; None if it was not there.
         stream: tells its changes.
@@ -86,6 +87,7 @@ class _Machine:
     uuid: str
     vm: VM
     commands: Commands
+    next_commands: Commands
     lock: DeferredLock = attrs.field(factory=DeferredLock)
     power: Power | None = Power.OFF
     stream: Stream | None = None
@@ -234,11 +236,12 @@ class CommandBackend:
         except ConfigError as error:
             commands = self._left(vm, uuid, error) if one is None else one.commands
         if one is None:
-            one = self._machines[uuid] = _Machine(uuid, vm, commands)
-        one.vm, one.commands, before = vm, commands, one.stream
-        one.stream = self._stream(commands)
-        if before not in {None, one.stream}:
-            self._end_unused()
+            one = self._machines[uuid] = _Machine(uuid, vm, commands, commands)
+        one.vm, one.next_commands = vm, commands
+        self._renew(one)
+        if one.commands is not commands:
+            message = "{name}: is up by its former commands; the new ones, with or without run, hold when it is off"
+            self.log.warn(message, name=vm.name)
         self._foreground.find(uuid)
         try:
             await self.state(uuid)
@@ -247,6 +250,16 @@ class CommandBackend:
                 self._forget(one)
             raise
         return uuid
+
+    def _renew(self, one: _Machine) -> None:
+        """Take a machine's new commands, unless it is up and these could not end it: with `run`, or without."""
+        is_up = one.power in {Power.RUNNING, Power.PAUSED}
+        if is_up and ("run" in one.next_commands.argv) is not one.is_kept:
+            return
+        one.commands, before = one.next_commands, one.stream
+        one.stream = self._stream(one.commands)
+        if before not in {None, one.stream}:
+            self._end_unused()
 
     def _left(self, vm: VM, uuid: str, error: ConfigError) -> Commands:
         """
@@ -287,6 +300,7 @@ class CommandBackend:
         """
         if one.is_kept:
             one.power = self._foreground.power(one.uuid)
+            self._renew(one)
             return one.power
         argv = one.commands.argv["state"]
         ended = await self._programs.run(argv, one.commands.deadlines["state"], use)
@@ -294,6 +308,7 @@ class CommandBackend:
         if meaning is None:
             raise BackendError(_unknown(argv, ended) if ended.code == 0 else failed(argv, ended))
         one.power = POWERS.get(meaning)
+        self._renew(one)
         self._poll_later(one)
         if one.power is None:
             raise NoSuchVM(f"{self} knows no {one.vm.name}; make it, and Jitsu finds it")

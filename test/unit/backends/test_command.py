@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
-from jitsu_tw.backends import programs
+from jitsu_tw.backends import foreground, programs
 from jitsu_tw.backends.command import CommandBackend
 from jitsu_tw.backends.preset import PRESETS, read_pair
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
@@ -348,6 +348,21 @@ class EventTests(CommandTestCase):
         clock.advance(programs.READ_EVERY)
         transport.resumeProducing.assert_called_once_with()
         self.assertEqual([], clock.getDelayedCalls())
+
+    async def test_other_kind_of_commands(self) -> None:
+        """A machine that is up is ended by the commands that it was started by before those of another kind hold."""
+        own = self.machines.vm("www")
+        kept = self.machines.vm("www", settings={"commands": (read_pair(f"run=sleep 76543{os.getpid()}"),)})
+        for first, then in ((own, kept), (kept, own)):
+            uuid = await self.backend.look_up(first)
+            self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+            await self.backend.look_up(then)
+            self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+            await self.backend.stop(uuid, Mode.DESTROY)
+            self.assertIs(Power.OFF, await self.backend.state(uuid))
+            self.assertEqual(then is kept, self.backend._machines[uuid].is_kept)
+        self.assertEqual("off\n", (self.machines.folder / "www").read_text())
+        self.assertNotIn(uuid, foreground.found())
 
     async def test_missed(self) -> None:
         """A machine that is made again is found, even if its stream does not tell that."""
