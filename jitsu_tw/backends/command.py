@@ -33,7 +33,7 @@ from jitsu_tw.reconnect import Reconnector
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from jitsu_tw.backends.preset import Commands, Preset
     from jitsu_tw.processes import Ended
@@ -306,7 +306,7 @@ class CommandBackend:
         ended = await self._programs.run(argv, one.commands.deadlines["state"], use)
         meaning = one.commands.meaning(ended.code, ended.out, ended.err)
         if meaning is None:
-            raise BackendError(_unknown(argv, ended) if ended.code == 0 else failed(argv, ended))
+            raise BackendError(_unknown(ended) if ended.code == 0 else failed(argv, ended))
         one.power = POWERS.get(meaning)
         self._renew(one)
         self._poll_later(one)
@@ -341,7 +341,7 @@ class CommandBackend:
             return sum(filter(None, counts)) if counts and None not in counts else None
         text = (await self._programs.done(argv, one.commands.deadlines["state"], "state")).strip()
         if not is_number(text):
-            raise BackendError(f"{' '.join(argv)} says {tail(text) or 'nothing'}, which is no number of packets")
+            raise BackendError(f"its command packets says {tail(text) or 'nothing'}, which is no number of packets")
         return int(text)
 
     @staticmethod
@@ -618,7 +618,7 @@ class CommandBackend:
         return succeed("")
 
 
-def _unknown(argv: Sequence[str], ended: Ended) -> str:
+def _unknown(ended: Ended) -> str:
     """Return that the output of `state` is none of the words."""
     said = tail(ended.out, 0) or "nothing"
-    return f"{' '.join(argv)} says {said!r}, which is none of the words of this VM; add it to words, with its meaning"
+    return f"its command state says '{said}', which is none of its words; add it to words, with its meaning"

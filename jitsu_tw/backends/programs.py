@@ -36,9 +36,10 @@ GRACE: Final = 2.0
 #: In octets: how much of a program's output is kept, and the longest line of a stream.
 LONGEST_OUTPUT: Final = 65536
 
-#: In lines and characters: how much of a program's messages an error repeats.
+#: In lines and characters: how much of a program's messages an error repeats. DNS clients read that, too: it is short,
+#: and no error has the program's arguments.
 LAST_LINES: Final = 3
-LONGEST_REASON: Final = 400
+LONGEST_REASON: Final = 200
 
 #: Seconds between two pieces, of 64 KiB at most, that are read of a stream: one may write without end.
 READ_EVERY: Final = 0.05
@@ -150,8 +151,7 @@ class Programs:
         if ended.late and self._closed is not None:
             raise BackendError(f"Jitsu ends, and has ended {argv[0]}, which ran")
         if ended.late:
-            message = f"{argv[0]} has not ended within {within:g} s, and was killed: {' '.join(argv)}"
-            raise OverdueError(abridged(message, LONGEST_REASON, " … "))
+            raise OverdueError(f"{argv[0]} has not ended within {within:g} s, and was killed")
         return ended
 
     async def done(self, argv: Sequence[str], within: float, use: str) -> str:
@@ -183,7 +183,7 @@ def failed(argv: Sequence[str], ended: Ended) -> str:
     """Return why a program has failed."""
     how = "a signal" if ended.code is None else f"status {ended.code}"
     words = tail(ended.err) or tail(ended.out) or "it wrote no message"
-    return f"{abridged(' '.join(argv), 100, ' … ')} ended with {how}: {words}"
+    return f"{argv[0]} ended with {how}: {words}"
 
 
 class Stream(ProcessProtocol):

@@ -18,7 +18,7 @@ from twisted.trial.unittest import TestCase
 
 from jitsu_tw.backends import foreground, programs
 from jitsu_tw.backends.command import CommandBackend
-from jitsu_tw.backends.preset import PRESETS, read_pair
+from jitsu_tw.backends.preset import PRESETS, read_pair, uuid_of
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.settings import Mode
@@ -90,7 +90,7 @@ class TroubleTests(CommandTestCase):
         uuid = await self.backend.look_up(self.machines.vm("www"))
         self.machines.fault("www", "start fails")
         said = await self.failing(self.backend.start(uuid))
-        self.assertIn("start www ended with status 3: one of the lines; it cannot \\x1b[1mbe", said)
+        self.assertIn("/machine ended with status 3: one of the lines; it cannot \\x1b[1mbe", said)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
 
     async def test_output_is_limited(self) -> None:
@@ -173,12 +173,25 @@ class TroubleTests(CommandTestCase):
         for call in hang:
             await call
 
+    async def test_no_secrets(self) -> None:
+        """An error, which DNS clients read, has no argument of a command, and little of what it has written."""
+        for end in ("exit 0", "exit 3", "exec sleep 9"):
+            state = f"sh -c 'head -c 9000 /dev/zero; {end}' secret"
+            commands = self.machines.commands("events", state=state, packets=state)
+            own = {"commands": commands, "deadlines": (("state", 0.5),)}
+            machine = self.machines.vm("www", settings=own)
+            said = [await self.failing(self.backend.look_up(machine)),
+                    await self.failing(self.backend.traffic(uuid_of(machine, "command")))]  # fmt: skip
+            for text in said:
+                self.assertNotIn("secret", text)
+                self.assertLess(len(text), 300)
+
     async def test_unknown_word(self) -> None:
         """A word that nobody knows is an error with the word, the command and the remedy."""
         uuid = await self.backend.look_up(self.machines.vm("www"))
         self.machines.become("www", "upside down")
         said = await self.failing(self.backend.state(uuid))
-        self.assertIn("state www says 'upside down', which is none of the words of this VM; add it to words", said)
+        self.assertIn("its command state says 'upside down', which is none of its words; add it to words", said)
 
     async def test_absent(self) -> None:
         """A machine that is removed is no VM any more; one that is made again is found, and told."""
