@@ -42,17 +42,20 @@ class Ports:
 
         None if its MAC is behind no port of a bridge, or behind one with others: then it is not known whose they are.
         """
-        name, number = self._known.get(mac, ("", ""))
-        try:
-            if not name or self._read(name, "ifindex") != number:
-                self._known.pop(mac, None)
+        name, number = self._known.pop(mac, ("", ""))
+        with contextlib.suppress(OSError):  # the port has gone at this moment
+            if not name or self._number(name) != number:
                 name = self._find(mac)
-                if not name:
-                    return None
+            if name:
                 self._known[mac] = name, self._read(name, "ifindex")
-            return int(self._read(name, "statistics/rx_packets"))
-        except OSError:  # it has gone at this moment
-            return None
+                return int(self._read(name, "statistics/rx_packets"))
+        return None
+
+    def _number(self, name: str) -> str:
+        """Return the kernel's number of an interface; empty if it has gone."""
+        with contextlib.suppress(OSError):
+            return self._read(name, "ifindex")
+        return ""
 
     def _read(self, name: str, what: str) -> str:
         return (self.interfaces / name / what).read_text().strip()

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from jitsu_tw.backends import definition
 from jitsu_tw.backends.bridge import Ports
 from jitsu_tw.backends.foreground import Foreground
-from jitsu_tw.backends.preset import POWERS, check_vm, commands_of, uuid_of
+from jitsu_tw.backends.preset import POWERS, PRESETS, CommandSettings, check_vm, commands_of, uuid_of
 from jitsu_tw.backends.programs import OverdueError, Programs, Stream, failed, tail, why_not_there
 from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.errors import BackendError, BackendLost, ConfigError, NoSuchVM
@@ -33,7 +33,7 @@ from jitsu_tw.reconnect import Reconnector
 from jitsu_tw.settings import VM, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from jitsu_tw.backends.preset import Commands, Preset
     from jitsu_tw.processes import Ended
@@ -51,6 +51,15 @@ _PAUSES: Final = frozenset({Mode.PAUSE, Mode.SUSPEND})
 #: What divides the words of a line of events.
 _BETWEEN: Final = re.compile(r"[^\w.@:-]+")
 
+#: What a program that runs in the foreground has of its commands when these are not known: it is never started again.
+_KEPT: Final = CommandSettings(commands=(("run", ("false",)),))
+
+#: Why a VM that the configuration has no more is left alone.
+_LEFT_ALONE: Final = (
+    "its commands went with its lines in the file, so it is NOT stopped if it runs: stop it by hand; or write its lines"
+    " back, and take them out again when it is off"
+)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -64,6 +73,7 @@ class _Machine:
         uuid: of the VM.
         vm: its settings.
         commands: its commands.
+        next_commands: those that it is to have as soon as these are not needed to end it any more.
         lock: its commands run one after the other.
         power: what it was when it was asked last; None if it was not there.
         stream: tells its changes.
@@ -77,6 +87,7 @@ class _Machine:
     uuid: str
     vm: VM
     commands: Commands
+    next_commands: Commands
     lock: DeferredLock = attrs.field(factory=DeferredLock)
     power: Power | None = Power.OFF
     stream: Stream | None = None
@@ -165,12 +176,13 @@ class CommandBackend:
         self._reconnector.begin()
 
     def _open(self) -> Deferred[None]:
-        try:
-            if self._preset.program:
-                self._programs.resolve(self._preset.program)
-        except BackendLost as error:
-            return fail(error)
-        return succeed(None)
+        why = self._why_lost()
+        return fail(BackendLost(why)) if why else succeed(None)
+
+    def _why_lost(self) -> str:
+        """Return why the program that all machines need cannot be run; empty if it can, or if there is none."""
+        program = self._preset.program
+        return why_not_there(program, self._programs.environment["PATH"]) if program else ""
 
     def _opened(self, _: None) -> None:
         if self._watcher is not None:
@@ -181,11 +193,12 @@ class CommandBackend:
             self._watcher.lost(cast("IBackend", self), reason)
 
     def _failed(self, failure: Any) -> Any:
-        """Look for the program again if that is what is missing."""
+        """Look for the program of all machines again if that is missing; not for that of a single one."""
         if failure.check(BackendLost):
-            if not self._preset.program:
+            why = self._why_lost()
+            if not why:
                 raise BackendError(failure.getErrorMessage()) from failure.value
-            self._reconnector.again(failure.getErrorMessage())
+            self._reconnector.again(why)
         return failure
 
     def close(self) -> Deferred[None]:
@@ -221,15 +234,14 @@ class CommandBackend:
         try:
             commands = commands_of(vm, self._preset)
         except ConfigError as error:
-            if one is None:  # its commands went with its configuration
-                raise NoSuchVM(str(error)) from error
-            commands = one.commands
+            commands = self._left(vm, uuid, error) if one is None else one.commands
         if one is None:
-            one = self._machines[uuid] = _Machine(uuid, vm, commands)
-        one.vm, one.commands, before = vm, commands, one.stream
-        one.stream = self._stream(commands)
-        if before not in {None, one.stream}:
-            self._end_unused()
+            one = self._machines[uuid] = _Machine(uuid, vm, commands, commands)
+        one.vm, one.next_commands = vm, commands
+        self._renew(one)
+        if one.commands is not commands:
+            message = "{name}: is up by its former commands; the new ones, with or without run, hold when it is off"
+            self.log.warn(message, name=vm.name)
         self._foreground.find(uuid)
         try:
             await self.state(uuid)
@@ -239,6 +251,30 @@ class CommandBackend:
             raise
         return uuid
 
+    def _renew(self, one: _Machine) -> None:
+        """Take a machine's new commands, unless it is up and these could not end it: with `run`, or without."""
+        is_up = one.power in {Power.RUNNING, Power.PAUSED}
+        if is_up and ("run" in one.next_commands.argv) is not one.is_kept:
+            return
+        one.commands, before = one.next_commands, one.stream
+        one.stream = self._stream(one.commands)
+        if before not in {None, one.stream}:
+            self._end_unused()
+
+    def _left(self, vm: VM, uuid: str, error: ConfigError) -> Commands:
+        """
+        Return the commands of a VM that was removed from the configuration: a program in the foreground needs none.
+
+        The state has its last commands, but others can write to the state, too.
+
+        Raises:
+            NoSuchVM: it is no such program that runs.
+        """
+        self._foreground.find(uuid)
+        if self._foreground.power(uuid) is Power.OFF:
+            raise NoSuchVM(_LEFT_ALONE if vm.removed else str(error)) from error
+        return commands_of(attrs.evolve(vm, backend_settings=_KEPT), PRESETS["exec"])
+
     def _machine(self, uuid: str) -> _Machine:
         if uuid not in self._machines:
             raise NoSuchVM(f"no VM {uuid}")
@@ -247,15 +283,16 @@ class CommandBackend:
     def _forget(self, one: _Machine) -> None:
         one.end_calls()
         self._machines.pop(one.uuid, None)
+        self._end_unused()
 
     @_in_order
     async def state(self, one: _Machine) -> Power:
         """Return what its command `state` says."""
         return await self._ask(one)
 
-    async def _ask(self, one: _Machine) -> Power:
+    async def _ask(self, one: _Machine, use: str = "state") -> Power:
         """
-        Return what `state` says, or whether the program in the foreground runs.
+        Return what `state` says, or whether the program in the foreground runs; *use* as in `Programs.run`.
 
         Raises:
             NoSuchVM: there is no such machine.
@@ -263,22 +300,24 @@ class CommandBackend:
         """
         if one.is_kept:
             one.power = self._foreground.power(one.uuid)
+            self._renew(one)
             return one.power
         argv = one.commands.argv["state"]
-        ended = await self._programs.run(argv, one.commands.deadlines["state"])
+        ended = await self._programs.run(argv, one.commands.deadlines["state"], use)
         meaning = one.commands.meaning(ended.code, ended.out, ended.err)
         if meaning is None:
-            raise BackendError(_unknown(argv, ended) if ended.code == 0 else failed(argv, ended))
+            raise BackendError(_unknown(ended) if ended.code == 0 else failed(argv, ended))
         one.power = POWERS.get(meaning)
+        self._renew(one)
         self._poll_later(one)
         if one.power is None:
             raise NoSuchVM(f"{self} knows no {one.vm.name}; make it, and Jitsu finds it")
         return one.power
 
-    async def _until(self, one: _Machine, power: Power, within: float) -> bool:
+    async def _until(self, one: _Machine, power: Power, within: float, use: str) -> bool:
         """Ask until the machine is in this state, and return whether that was within *within* seconds."""
         late, pause = self._reactor.seconds() + within, ASK_AGAIN
-        while await self._ask(one) is not power:
+        while await self._ask(one, use) is not power:
             if (left := late - self._reactor.seconds()) <= 0:
                 return False
             await deferLater(self._reactor, min(pause, left))
@@ -300,9 +339,9 @@ class CommandBackend:
         if argv is None:
             counts = [self._ports.sent(mac) for mac in self._macs(one.vm)]
             return sum(filter(None, counts)) if counts and None not in counts else None
-        text = (await self._programs.done(argv, one.commands.deadlines["state"])).strip()
+        text = (await self._programs.done(argv, one.commands.deadlines["state"], "state")).strip()
         if not is_number(text):
-            raise BackendError(f"{' '.join(argv)} says {tail(text) or 'nothing'}, which is no number of packets")
+            raise BackendError(f"its command packets says {tail(text) or 'nothing'}, which is no number of packets")
         return int(text)
 
     @staticmethod
@@ -358,9 +397,9 @@ class CommandBackend:
             except OverdueError:
                 raise
             except BackendError:
-                if await self._ask(one) is Power.OFF:
+                if await self._ask(one, "start") is Power.OFF:
                     raise
-        before = await self._ask(one)
+        before = await self._ask(one, "start")
         if before is Power.RUNNING:
             return Start.RAN
         if before is Power.PAUSED and await self._is_resumed(one):
@@ -377,12 +416,14 @@ class CommandBackend:
             while self._foreground.begins(one.uuid):
                 await deferLater(self._reactor, ASK_AGAIN)
         else:
-            await self._programs.done(one.commands.argv["start"], one.commands.deadlines["start"])
+            await self._do(one, "start", "start")
         if one.commands.at_once:
             one.power = Power.RUNNING
             self._poll_later(one)
-        elif not await self._until(one, Power.RUNNING, 0.0 if one.is_kept else late - self._reactor.seconds()):
-            raise BackendError("its command start has ended well, but it does not run")
+        else:
+            within = 0.0 if one.is_kept else late - self._reactor.seconds()
+            if not await self._until(one, Power.RUNNING, within, "start"):
+                raise BackendError("its command start has ended well, but it does not run")
         how = Start.RESTORED if before is Power.SAVED else Start.BOOTED
         self._changed(one.uuid, how.value)
         return how
@@ -393,8 +434,8 @@ class CommandBackend:
             if one.is_kept:
                 self._foreground.signal(one.uuid, signal.SIGCONT)
             elif "resume" in one.commands.argv:
-                await self._programs.done(one.commands.argv["resume"], one.commands.deadlines["start"])
-            return await self._until(one, Power.RUNNING, one.commands.deadlines["start"])
+                await self._do(one, "resume", "start")
+            return await self._until(one, Power.RUNNING, one.commands.deadlines["start"], "start")
         except BackendLost:
             raise
         except BackendError as error:
@@ -447,16 +488,16 @@ class CommandBackend:
             one.ends_until, one.pause = self._reactor.seconds() + one.vm.stop_timeout, ASK_AGAIN
             self._poll_later(one)
 
-    async def _do(self, one: _Machine, name: str) -> None:
+    async def _do(self, one: _Machine, name: str, use: str = "stop") -> None:
         """
-        Run a command.
+        Run a command for this *use*, which has its deadline.
 
         Raises:
             BackendError: the machine has no such command, or it has failed.
         """
         if name not in one.commands.argv:
             raise BackendError(f"it has no command {name}")
-        await self._programs.done(one.commands.argv[name], one.commands.deadlines["stop"])
+        await self._programs.done(one.commands.argv[name], one.commands.deadlines[use], use)
 
     async def _reach(self, one: _Machine, power: Power) -> None:
         """
@@ -466,7 +507,7 @@ class CommandBackend:
             BackendError: it is not.
         """
         try:
-            if not await self._until(one, power, one.commands.deadlines["stop"]):
+            if not await self._until(one, power, one.commands.deadlines["stop"], "state"):
                 raise BackendError(f"its command has ended well, but it is not {power.value}")
         except NoSuchVM:  # one that is removed when it ends is off
             if power is not Power.OFF:
@@ -495,13 +536,12 @@ class CommandBackend:
         for argv in self._streams.keys() - {one.commands.argv.get("events") for one in self._machines.values()}:
             self._ending.append(self._streams.pop(argv).end())
 
-    def _told(self, argv: tuple[str, ...], line: str) -> None:
-        """Hint at the machines that a line of a stream names, or at the one that the stream is of."""
-        of_stream = self._of(argv)
-        words = set(_BETWEEN.split(line))
-        for one in of_stream:
-            if len(of_stream) == 1 or one.vm.name in words:
-                self._hint(one, f"{self} says: {tail(line)}")
+    def _told(self, argv: tuple[str, ...], lines: Iterable[str]) -> None:
+        """Hint at the machines that the lines of a stream name, or at the one that the stream is of."""
+        of_stream = {one.vm.name: one for one in self._of(argv)}
+        for line in dict.fromkeys(lines):
+            for name in of_stream if len(of_stream) == 1 else of_stream.keys() & _BETWEEN.split(line):
+                self._hint(of_stream[name], f"{self} says: {line}")
 
     def _begun(self, argv: tuple[str, ...]) -> None:
         """Hint at all machines of a stream that has begun again: what happened meanwhile, it has not told."""
@@ -519,7 +559,7 @@ class CommandBackend:
 
     def _hinted(self, one: _Machine, reason: str) -> None:
         one.hinted = self._reactor.seconds()
-        self._changed(one.uuid, reason)
+        self._changed(one.uuid, tail(reason))
 
     def _poll_later(self, one: _Machine) -> None:
         """Ask again in a while if nobody tells when a machine that is up, or is not there, changes."""
@@ -533,7 +573,8 @@ class CommandBackend:
         one.poll = self._reactor.callLater(wait, self._poll, one)
 
     def _poll(self, one: _Machine) -> None:
-        if one.stream is not None and one.stream.runs and self._reactor.seconds() >= one.ends_until:
+        is_told = one.power is not None and one.stream is not None and one.stream.runs
+        if is_told and self._reactor.seconds() >= one.ends_until:
             self._poll_later(one)
         else:
             spawn(self.log, self._polled(one), one.vm.name)
@@ -577,7 +618,7 @@ class CommandBackend:
         return succeed("")
 
 
-def _unknown(argv: Sequence[str], ended: Ended) -> str:
+def _unknown(ended: Ended) -> str:
     """Return that the output of `state` is none of the words."""
     said = tail(ended.out, 0) or "nothing"
-    return f"{' '.join(argv)} says {said!r}, which is none of the words of this VM; add it to words, with its meaning"
+    return f"its command state says '{said}', which is none of its words; add it to words, with its meaning"

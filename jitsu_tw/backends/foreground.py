@@ -56,14 +56,27 @@ def _processes() -> list[int]:
 
 
 def _mark(pid: int) -> str:
-    """Return the uuid of the machine that a process is; empty if it is none, or not one of this user's."""
+    """Return the uuid of the machine that a process is; empty if it is none, or one that `_is_own` does not trust."""
     try:
-        if os.getsid(pid) != pid:
+        if os.getsid(pid) != pid or not _is_own(pid):
             return ""
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return ""
-    return next((one.decode().partition("=")[2] for one in variables if one.startswith(f"{MARK}=".encode())), "")
+    return next((one.partition("=")[2] for one in variables if one.startswith(f"{MARK}=")), "")
+
+
+def _is_own(pid: int) -> bool:
+    """
+    Return whether this user has begun a process, outside of containers.
+
+    Root can read the environment of all users' processes, and these write there what they like. The real user counts: a
+    set-user-ID program (credentials(7)) has the environment that its caller gave it.
+    """
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    user = next(line.split()[1] for line in status.splitlines() if line.startswith("Uid:"))
+    is_here = Path(f"/proc/{pid}/ns/pid").readlink() == Path("/proc/self/ns/pid").readlink()
+    return int(user) == os.getuid() and is_here
 
 
 def _stat(pid: int) -> list[str]:

@@ -8,6 +8,7 @@ a machine are put into the words, each of which stays one argument. No shell is 
 from __future__ import annotations
 
 import enum
+import re
 import shlex
 import uuid as uuids
 from pathlib import Path
@@ -163,13 +164,15 @@ class Variable:
         doc: what its value is.
         default: its value where the configuration has none; empty for none.
         choices: the values that it may have; none for any.
+        pattern: what its values look like, a regular expression.
         requests: a request by git may set it. Not one that names a file, a host or a program: Jitsu's user may do more
-            than the sender of the request.
+            than the sender of the request; so it has *choices* or a *pattern*.
     """
 
     doc: str
     default: str = ""
     choices: tuple[str, ...] = ()
+    pattern: str = ".*"
     requests: bool = False
 
 
@@ -217,8 +220,8 @@ def read_preset(path: Path) -> Preset:
     )  # fmt: skip
 
 
-def _variable(doc: str, default: str = "", choices: Sequence[str] = (), requests: str = "") -> Variable:
-    return Variable(doc, default, tuple(choices), requests == "true")
+def _variable(choices: Sequence[str] = (), requests: str = "", **others: str) -> Variable:
+    return Variable(choices=tuple(choices), requests=requests == "true", **others)
 
 
 #: By their names.
@@ -259,7 +262,10 @@ class Commands:
             said = " ".join(out.split()) or NOTHING
             has = (meaning for word, meaning in self.words.items() if word[:4] == HAS and word[4:] in said)
             return self.words.get(said) or next(has, None)
-        absent = (word for word, meaning in self.words.items() if meaning is Meaning.ABSENT)
+        absent = (
+            word for word, meaning in self.words.items()
+            if meaning is Meaning.ABSENT and word != NOTHING and not word.startswith((EXIT, HAS))
+        )  # fmt: skip
         return Meaning.ABSENT if any(word.lower() in err.lower() for word in absent) else None
 
 
@@ -331,6 +337,9 @@ def _values(vm: VM, preset: Preset, given: Mapping[str, tuple[str, ...]]) -> dic
             raise ConfigError(message, key="variables")
         if variable is not None and variable.choices and value not in variable.choices:
             raise ConfigError(f"{name} should be one of {', '.join(variable.choices)}", key="variables")
+        if variable is not None and not re.fullmatch(variable.pattern, value, re.ASCII | re.DOTALL):
+            message = f"{name} should be {variable.doc}, of the form {variable.pattern}; {value!r} is not"
+            raise ConfigError(message, key="variables")
     if vm.name.startswith("-"):
         raise ConfigError("begins with a dash, so a program would take it for an option; take another name", key="name")
     values = {

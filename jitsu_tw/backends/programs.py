@@ -14,7 +14,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.processes import run
+from jitsu_tw.processes import OUTPUT_WITHIN, run
 from jitsu_tw.reconnect import steady
 from jitsu_tw.text import abridged, printable
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from jitsu_tw.processes import Ended, Process
 
-#: How many programs of a backend may run at once; further ones wait.
+#: How many programs of a backend may run at once, of each use; further ones wait. Those that clients wait for ("start")
+#: do not wait for those that end machines, which may take minutes, or only look at machines.
 PROGRAMS: Final = 8
+USES: Final = ("start", "stop", "state")
 
 #: Seconds between SIGTERM and SIGKILL for a program that is to end.
 GRACE: Final = 2.0
@@ -34,9 +36,13 @@ GRACE: Final = 2.0
 #: In octets: how much of a program's output is kept, and the longest line of a stream.
 LONGEST_OUTPUT: Final = 65536
 
-#: In lines and characters: how much of a program's messages an error repeats.
+#: In lines and characters: how much of a program's messages an error repeats. DNS clients read that, too: it is short,
+#: and no error has the program's arguments.
 LAST_LINES: Final = 3
-LONGEST_REASON: Final = 400
+LONGEST_REASON: Final = 200
+
+#: Seconds between two pieces, of 64 KiB at most, that are read of a stream: one may write without end.
+READ_EVERY: Final = 0.05
 
 #: Seconds until a stream that has ended is begun again, at first and at most.
 AGAIN: Final = 1.0
@@ -89,7 +95,7 @@ class Programs:
         """Begin with no program; they get the variables *names* of Jitsu's environment."""
         self._reactor = reactor
         self.environment: Mapping[str, str] = environment(names)
-        self._slots = DeferredSemaphore(PROGRAMS)
+        self._slots = {use: DeferredSemaphore(PROGRAMS) for use in USES}
         self._running: set[Process] = set()
         self._closed: Deferred[None] | None = None
 
@@ -105,9 +111,9 @@ class Programs:
             raise BackendLost(why)
         return str(shutil.which(program, path=path))
 
-    def run(self, argv: Sequence[str], within: float) -> Deferred[Ended]:
+    def run(self, argv: Sequence[str], within: float, use: str) -> Deferred[Ended]:
         """
-        Run a program to its end, when a slot is free, or until its time is up; then its whole group is ended.
+        Run a program, when a slot of its *use* is free, to its end or until its time is up; then end its whole group.
 
         A caller that does not wait any more changes nothing of that.
 
@@ -122,7 +128,7 @@ class Programs:
             if not waiter.called:
                 waiter.callback(result)
 
-        self._slots.run(self._run, argv, within).addBoth(tell)
+        self._slots[use].run(self._run, argv, within).addBoth(tell)
         return waiter
 
     def _run(self, argv: Sequence[str], within: float) -> Deferred[Ended]:
@@ -142,19 +148,20 @@ class Programs:
     def _ended(self, ended: Ended, process: Process, argv: Sequence[str], within: float) -> Ended:
         self._running.discard(process)
         self._is_closed()
+        if ended.late and self._closed is not None:
+            raise BackendError(f"Jitsu ends, and has ended {argv[0]}, which ran")
         if ended.late:
-            message = f"{argv[0]} has not ended within {within:g} s, and was killed: {' '.join(argv)}"
-            raise OverdueError(abridged(message, LONGEST_REASON, " … "))
+            raise OverdueError(f"{argv[0]} has not ended within {within:g} s, and was killed")
         return ended
 
-    async def done(self, argv: Sequence[str], within: float) -> str:
+    async def done(self, argv: Sequence[str], within: float, use: str) -> str:
         """
         Run a program that is to succeed, and return its output. Raises as `run` does.
 
         Raises:
             BackendError: its exit status is not 0; with that, and its last lines.
         """
-        ended = await self.run(argv, within)
+        ended = await self.run(argv, within, use)
         if ended.code != 0:
             raise BackendError(failed(argv, ended))
         return ended.out
@@ -176,7 +183,7 @@ def failed(argv: Sequence[str], ended: Ended) -> str:
     """Return why a program has failed."""
     how = "a signal" if ended.code is None else f"status {ended.code}"
     words = tail(ended.err) or tail(ended.out) or "it wrote no message"
-    return f"{abridged(' '.join(argv), 100, ' … ')} ended with {how}: {words}"
+    return f"{argv[0]} ended with {how}: {words}"
 
 
 class Stream(ProcessProtocol):
@@ -194,7 +201,7 @@ class Stream(ProcessProtocol):
         self,
         programs: Programs,
         argv: Sequence[str],
-        told: Callable[[str], None],
+        told: Callable[[list[str]], None],
         begun: Callable[[], None],
         reactor: Any,
     ) -> None:
@@ -204,7 +211,7 @@ class Stream(ProcessProtocol):
         Args:
             programs: know the environment.
             argv: its arguments.
-            told: is called with each line.
+            told: is called with the lines that have come.
             begun: is called when it runs, again too: what has happened meanwhile is not told.
             reactor: makes the timers.
         """
@@ -212,7 +219,10 @@ class Stream(ProcessProtocol):
         self._pause = steady(AGAIN, AGAIN_AT_MOST, 2.0)
         self._failures, self._since = 0, -inf
         self._rest, self._err = b"", b""
+        self._leader = 0
         self._again: Any = None
+        self._reads: Any = None
+        self._late: Any = None
         self._ended: Deferred[None] | None = None
         self.runs = False
 
@@ -229,24 +239,38 @@ class Stream(ProcessProtocol):
 
     def connectionMade(self) -> None:  # noqa: N802
         """Close its standard input."""
-        self._rest, self._err, self.runs = b"", b"", True
+        self._rest, self._err, self.runs, self._leader = b"", b"", True, self.transport.pid
         self.transport.closeStdin()
         self._begun()
 
+    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
+        """Handle a piece of its output, and read no more for a moment."""
+        super().childDataReceived(childFD, data)
+        self.transport.pauseProducing()
+        if self._reads is None or not self._reads.active():
+            self._reads = self._reactor.callLater(READ_EVERY, self.transport.resumeProducing)
+
     def outReceived(self, data: bytes) -> None:  # noqa: N802
-        """Tell each line; what is longer than `LONGEST_OUTPUT` is dropped."""
+        """Tell the lines; what is longer than `LONGEST_OUTPUT` is dropped."""
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-LONGEST_OUTPUT:]
-        for line in lines:
-            self._told(line.decode(errors="replace"))
+        self._told([line.decode(errors="replace") for line in lines])
 
     def errReceived(self, data: bytes) -> None:  # noqa: N802
         """Keep the last of its messages."""
         self._err = (self._err + data)[-LONGEST_OUTPUT:]
 
+    def processExited(self, reason: Failure) -> None:  # noqa: ARG002, N802
+        """End the rest of its group; another process may keep its pipes open, which is not waited for."""
+        self._signal(9)
+        self._late = self._reactor.callLater(OUTPUT_WITHIN, self.transport.loseConnection)
+
     def processEnded(self, reason: Failure) -> None:  # noqa: N802
         """Begin it again after a pause."""
         self.runs = False
+        for call in (self._reads, self._late):
+            if call is not None and call.active():
+                call.cancel()
         if self._ended is not None:
             self._ended.callback(None)
             return
@@ -279,7 +303,7 @@ class Stream(ProcessProtocol):
 
     def _signal(self, number: int) -> None:
         try:
-            os.killpg(self.transport.pid, number)
-        except (ProcessLookupError, TypeError):  # it does not lead its group yet, or has ended
+            os.killpg(self._leader, number)
+        except ProcessLookupError:  # it does not lead its group yet, or has ended
             if self.transport.pid is not None:
                 os.kill(self.transport.pid, number)

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 Texts = dict[str, list[str]]
 
 
+#: The keys that no request may set, or not all of their values.
+_OPERATORS: Final = frozenset({"variables", *(key for key, row in VM_KEYS.items() if row.operator)})
+
+
 @attrs.frozen
 class Kind:
     """
@@ -168,7 +172,7 @@ def _send(
     repository: pygit2.Repository, uuid: str, before: Mapping[str, str], files: Mapping[str, str], message: str
 ) -> None:
     """
-    Make a request that turns a VM's *files* from *before* into these; print the result, and what undoes it.
+    Make a request that turns a VM's *files* from *before* into these; print the result, and what undoes it, if any.
 
     Raises:
         FailedError: it is rejected.
@@ -182,6 +186,9 @@ def _send(
     made = repository.create_commit(None, who, who, message, tree, [head.id])
     is_in_file = before and not came(_text(repository, head, origin))
     merged = ask(repository, f"jitsuctl-{str(made)[:10]}", made)
+    if not files and _OPERATORS & _texts(before).keys():
+        show.say("a restart of Jitsu has it again, while jitsu.yaml has it; no request may, as it says what Jitsu runs")
+        return
     show.say(f"undo it with: jitsuctl revert {str(merged.id)[:10]}")
     if is_in_file:
         what = "template" if _kind_of(_texts(before)) is A_TEMPLATE else "VM"

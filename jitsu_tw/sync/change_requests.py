@@ -306,7 +306,9 @@ class ChangeRequests:
             known = self._known(name, uuid) if change.was else None
             if guest:
                 check_change(guest, name, change)
-            check_operators_keys(change)
+            of = change.files.get(TEMPLATE_OF, "").strip()
+            templates = (one.backend for one in settings.templates if one.name == of)
+            check_operators_keys(change, next(templates, settings.backend))
             if not change.files:
                 if known is not None:
                     removed.append(name)

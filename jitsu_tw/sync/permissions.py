@@ -49,9 +49,13 @@ def check_change(guest: str, name: str, change: Change) -> None:
             raise ConfigError(f"a VM's own branch may not set {key}; ask the operator", path)
 
 
-def check_operators_keys(change: Change) -> None:
+def check_operators_keys(change: Change, inherited: str) -> None:
     """
     Refuse what no request may do, and no configuration that others share: to say which programs Jitsu runs.
+
+    Args:
+        change: of the files of a VM.
+        inherited: the backend of a VM that names none itself.
 
     Raises:
         ConfigError: a key is changed that only the configuration file may set, or such a variable of commands.
@@ -59,7 +63,7 @@ def check_operators_keys(change: Change) -> None:
     if not change.files:
         return
     was, wanted = _values(change.was, change.was), _values(change.files, change.was)
-    backend = next(iter(wanted.get("backend", {}).values()), "")
+    backend = next(iter(wanted.get("backend", {}).values()), inherited)
     for key in sorted(was.keys() | wanted.keys()):
         before, after = list(was.get(key, {}).values()), wanted.get(key, {})
         if before == list(after.values()) or key not in VM_KEYS:
@@ -70,7 +74,7 @@ def check_operators_keys(change: Change) -> None:
         names = {text.partition("=")[0].strip() for text in {*before} ^ {*after.values()}} if key == "variables" else ()
         for name in sorted(names):
             if not by_request(backend, name):
-                message = f"a request may not set the variable {name} of the backend {backend or 'here'}"
+                message = f"a request may not set the variable {name} of the backend {backend}"
                 raise ConfigError(f"{message}; write it to the file", path)
 
 

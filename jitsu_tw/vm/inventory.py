@@ -300,9 +300,9 @@ class Inventory:
 
     def _expected(self, machine: Machine) -> str | None:
         """Return the uuid of *machine*, or, while it has not been found, that which it will have; None if any."""
-        if machine.uuid or machine.is_gone:
+        if machine.uuid or (machine.is_gone and machine.backend.has_uuids):
             return machine.uuid
-        return machine.vm.uuid or self._record.uuid_of(machine.vm)
+        return machine.vm.uuid or self._record.uuid_of(machine.vm) or ("" if machine.is_gone else None)
 
     # One VM.
 

@@ -1071,7 +1071,8 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "lets a request send any file to any server"),
     ),
     ("commands", "jitsu_tw/sync/change_requests.py", "test.unit.sync.test_permissions.OperatorsTests"): (
-        ("            check_operators_keys(change)\n", "", "lets a request run any program as Jitsu"),
+        ("            check_operators_keys(change, next(templates, settings.backend))\n", "",
+         "lets a request run any program as Jitsu"),
     ),
     ("commands", "jitsu_tw/backends/preset.py", "test.unit.config.test_config test.unit.backends.test_command"): (
         ('    if parsers.text(text).startswith("-"):', "    if False:", "takes a value for an option"),
@@ -1079,10 +1080,26 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          '            argv[name] = tuple(" ".join(Text(word).substitute(values) for word in line).split())',
          "divides a value into several arguments"),
     ),
+    ("commands", "jitsu_tw/backends/preset.py", "test.unit.backends.test_presets.VariablesTests"): (
+        ("        if variable is not None and not re.fullmatch(", "        if False and not re.fullmatch(",
+         "lets a request reach any URL of a server with the operator's token"),
+    ),
+    ("commands", "jitsu_tw/backends/foreground.py", "test.unit.backends.test_foreground"): (
+        ("    return int(user) == os.getuid() and is_here", "    return is_here",
+         "takes another user's process for a machine"),
+        ("    return int(user) == os.getuid() and is_here", "    return int(user) == os.getuid()",
+         "takes a process of a container for a machine"),
+    ),
     ("commands", "jitsu_tw/backends/programs.py", "test.unit.backends.test_command.TroubleTests"): (
         ("most=LONGEST_OUTPUT, group=True,", "most=LONGEST_OUTPUT,", "ends a command and lets go on what it has begun"),
         ("most=LONGEST_OUTPUT, group=True,", "group=True,", "keeps as much as a command writes"),
         ("DeferredSemaphore(PROGRAMS)", "DeferredSemaphore(1)", "has one command that hangs hold up all machines"),
+        ("self._slots[use].run(", 'self._slots["start"].run(', "has machines that end hold up those that start"),
+    ),
+    ("commands", "jitsu_tw/backends/programs.py", "test.unit.backends.test_command.EventTests"): (
+        ("        self.transport.pauseProducing()\n", "", "is held up by a stream that writes without end"),
+        ("self._late = self._reactor.callLater(OUTPUT_WITHIN, self.transport.loseConnection)", "pass",
+         "waits for ever for the end of a stream whose child lives on"),
     ),
     ("commands", "jitsu_tw/processes.py", "test.unit.base.test_processes"): (
         ("        if self._late:\n            self._signal", "        if False:\n            self._signal",

@@ -132,6 +132,15 @@ class EditTests(EditingTestCase, ReloadTestCase):
         self.done("revert")
         self.assertEqual("10.0.0.2 60", self.address("db"))
 
+    def test_remove_commands(self) -> None:
+        """A VM whose commands only the file may give is not brought back by a request, and none is named for that."""
+        commands = "backend: command, commands: {start: 'true', state: echo off}"
+        self.write(f"{VMS}  - {{name: own, dns: own.jitsu.test, ip: 10.0.0.4, {commands}}}\n")
+        self.assertEqual("reloaded\nadded: own\n", self.jitsuctl("reload").stdout)
+        _, hint = self.done("remove", "own")
+        self.assertIn("a restart of Jitsu has it again, while jitsu.yaml has it", hint)
+        self.assertIn("a request may not set commands", self.refused("revert"))
+
     def test_conflict_with_reload(self) -> None:
         """A reload keeps what was set, until the file says something else of it."""
         self.done("set", "www", "ttl", "5m")

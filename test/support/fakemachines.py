@@ -23,7 +23,7 @@ SCRIPT: Final = """\
 cd "$(dirname "$0")"
 name=$2
 fault=$(cat "$name.fault" 2>/dev/null)
-become() { echo "$1" > "$name"; echo "$name $1" >> events; }
+become() { echo "$1" > "$name.new"; mv "$name.new" "$name"; echo "$name $1" >> events; }
 echo "$1 $name" >> calls
 case "$fault" in
 "$1 hangs") sleep 60 & echo $! >> sleepers; trap '' TERM; sleep 60 & echo $! >> sleepers; wait; wait ;;
@@ -166,7 +166,8 @@ class FakeMachines:
 
     def become(self, name: str, state: str) -> None:
         """Change a machine as another program would."""
-        (self.folder / name).write_text(f"{state}\n")
+        (self.folder / f"{name}.new").write_text(f"{state}\n")
+        (self.folder / f"{name}.new").rename(self.folder / name)  # at once: it may be read at any moment
         self.tell(f"{name} {state}")
 
     def tell(self, line: str) -> None:

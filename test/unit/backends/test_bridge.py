@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 from typing import Final
@@ -55,6 +56,23 @@ class PortsTests(SynchronousTestCase):
         self.assertEqual(7, self.ports.sent(MAC))
         self.plug("veth1", 1, 12, sent=9)
         self.assertIsNone(self.ports.sent(MAC))
+
+    def test_gone_and_back(self) -> None:
+        """The port that a machine has after its next start counts, whatever its name and number."""
+        self.assertEqual(0, self.ports.sent(MAC))
+        for folder in (self.interfaces / "veth1", self.interfaces / "br0" / "brif" / "veth1"):
+            shutil.rmtree(folder)
+        self.assertIsNone(self.ports.sent(MAC))
+        self.plug("veth3", 3, 13, sent=8)
+        self.learn((MAC, 3, False))
+        self.assertEqual(8, self.ports.sent(MAC))
+
+    def test_renamed(self) -> None:
+        """A port that is renamed goes on to count."""
+        self.assertEqual(0, self.ports.sent(MAC))
+        for folder in (self.interfaces, self.interfaces / "br0" / "brif"):
+            (folder / "veth1").rename(folder / "lan1")
+        self.assertEqual(0, self.ports.sent(MAC))
 
     def test_many_behind(self) -> None:
         """Behind a port with several MACs, as a cable to the LAN is, nobody knows whose packets they are."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
+from uuid import uuid4
 
 import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
-from jitsu_tw.backends import programs
+from jitsu_tw.backends import foreground, programs
 from jitsu_tw.backends.command import CommandBackend
-from jitsu_tw.backends.preset import PRESETS
+from jitsu_tw.backends.preset import PRESETS, read_pair, uuid_of
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Power, Start
 from jitsu_tw.settings import Mode
@@ -87,14 +90,14 @@ class TroubleTests(CommandTestCase):
         uuid = await self.backend.look_up(self.machines.vm("www"))
         self.machines.fault("www", "start fails")
         said = await self.failing(self.backend.start(uuid))
-        self.assertIn("start www ended with status 3: one of the lines; it cannot \\x1b[1mbe", said)
+        self.assertIn("/machine ended with status 3: one of the lines; it cannot \\x1b[1mbe", said)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
 
     async def test_output_is_limited(self) -> None:
         """Of a program that writes without end, a little is kept."""
         self.machines.fault("www", "state floods")
         self.patch(programs, "LONGEST_OUTPUT", 1000)
-        ended = await self.backend._programs.run([str(self.machines.program), "state", "www"], 10.0)
+        ended = await self.backend._programs.run([str(self.machines.program), "state", "www"], 10.0, "state")
         self.assertLess(len(ended.out), 3_000_000 / 2)
         self.assertEqual(1, ended.code)
 
@@ -129,13 +132,13 @@ class TroubleTests(CommandTestCase):
         sleepers = self.machines.folder / "sleepers"
         await self.until(lambda: sleepers.exists() and len(sleepers.read_text().split()) == 2)
         await self.backend.close()
-        await hangs
+        self.assertIn("Jitsu ends", await hangs)
         await self.until(lambda: not self.running())
 
     async def test_at_once(self) -> None:
         """Some programs run at once, further ones wait."""
         self.patch(programs, "GRACE", 0.0)
-        self.backend._programs._slots = DeferredSemaphore(2)
+        self.backend._programs._slots["start"] = DeferredSemaphore(2)
         uuids = []
         for number in range(3):
             machine = self.machines.vm(f"m{number}", settings={"deadlines": (("start", 0.6),)})
@@ -148,12 +151,47 @@ class TroubleTests(CommandTestCase):
         self.assertIn("was killed", await hang[2])
         self.assertEqual(3, len([call for call in self.machines.calls() if call.startswith("start")]))
 
+    async def test_stops_hold_up_no_start(self) -> None:
+        """Machines that take their time to end, or to tell their state, hold up no start of another one."""
+        self.patch(programs, "GRACE", 0.0)
+        for use in programs.USES:
+            self.backend._programs._slots[use] = DeferredSemaphore(2)
+        *slow, other = [await self.backend.look_up(self.machines.vm(f"m{number}")) for number in range(5)]
+        hang = []
+        for number, uuid in enumerate(slow):
+            await self.backend.start(uuid)
+            what = "stop" if number < 2 else "state"
+            self.machines.fault(f"m{number}", f"{what} hangs")
+            call = self.backend.stop(uuid, Mode.SHUTDOWN) if number < 2 else self.backend.state(uuid)
+            hang.append(call.addErrback(lambda failure: failure.trap(BackendError)))
+        sleepers = self.machines.folder / "sleepers"
+        await self.until(lambda: sleepers.exists() and len(sleepers.read_text().split()) == 2 * len(slow))
+        self.assertIs(Start.BOOTED, await self.backend.start(other).addTimeout(10, reactor))
+        for call in hang:
+            self.assertNoResult(call)
+        await self.backend.close()
+        for call in hang:
+            await call
+
+    async def test_no_secrets(self) -> None:
+        """An error, which DNS clients read, has no argument of a command, and little of what it has written."""
+        for end in ("exit 0", "exit 3", "exec sleep 9"):
+            state = f"sh -c 'head -c 9000 /dev/zero; {end}' secret"
+            commands = self.machines.commands("events", state=state, packets=state)
+            own = {"commands": commands, "deadlines": (("state", 0.5),)}
+            machine = self.machines.vm("www", settings=own)
+            said = [await self.failing(self.backend.look_up(machine)),
+                    await self.failing(self.backend.traffic(uuid_of(machine, "command")))]  # fmt: skip
+            for text in said:
+                self.assertNotIn("secret", text)
+                self.assertLess(len(text), 300)
+
     async def test_unknown_word(self) -> None:
         """A word that nobody knows is an error with the word, the command and the remedy."""
         uuid = await self.backend.look_up(self.machines.vm("www"))
         self.machines.become("www", "upside down")
         said = await self.failing(self.backend.state(uuid))
-        self.assertIn("state www says 'upside down', which is none of the words of this VM; add it to words", said)
+        self.assertIn("its command state says 'upside down', which is none of its words; add it to words", said)
 
     async def test_absent(self) -> None:
         """A machine that is removed is no VM any more; one that is made again is found, and told."""
@@ -166,6 +204,12 @@ class TroubleTests(CommandTestCase):
         self.machines.become("www", "running")
         await self.watcher.until(lambda: any(told[0] == uuid for told in self.watcher.told))
         self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+
+    async def test_removed_from_the_file(self) -> None:
+        """Of a VM whose commands went with its lines in the file, the log says that it is not stopped."""
+        machine = attrs.evolve(self.machines.vm("www"), backend_settings=None, removed=True, uuid=str(uuid4()))
+        said = await self.failing(self.backend.look_up(machine), NoSuchVM)
+        self.assertIn("NOT stopped if it runs: stop it by hand; or write its lines back", said)
 
     async def test_program_is_missing(self) -> None:
         """A command whose program is not there fails with a clear line."""
@@ -189,6 +233,20 @@ class TroubleTests(CommandTestCase):
         backend._programs.environment = {"PATH": str(self.machines.folder)}
         place.symlink_to(self.machines.program)
         await watcher.until(lambda: watcher.connections)
+
+    async def test_one_program_is_missing(self) -> None:
+        """The program of one machine that is not there is this machine's trouble, not that of all machines."""
+        commands = dict(self.machines.commands("start", "events"))
+        preset = attrs.evolve(PRESETS["command"], commands={**commands, "start": ("true",)})
+        backend, watcher = CommandBackend(preset), contract_backends.Watcher()
+        self.addCleanup(backend.close)
+        backend.connect(watcher)
+        own = {"commands": (read_pair("start=no-such-program ${name}"),)}
+        uuid = await backend.look_up(self.machines.vm("own", settings=own))
+        said = await self.failing(backend.start(uuid))
+        self.assertIn("there is no program no-such-program here", said)
+        self.assertEqual([], watcher.lost_reasons)
+        self.assertIs(Power.OFF, await backend.state(uuid))
 
     async def test_starts_later(self) -> None:
         """A `start` that returns before the machine runs is waited for, until its time is up."""
@@ -277,6 +335,59 @@ class EventTests(CommandTestCase):
         uuid = await self.backend.look_up(machine)
         await self.until_told(uuid, 2)
         await self.until(lambda: self.machines.calls().count("state nobody") > 1)
+
+    async def test_leaves_a_child(self) -> None:
+        """A stream that ends is begun again though a child of it keeps its pipe open; of its group, nothing is left."""
+        self.patch(programs, "AGAIN", 0.05)
+        within, beside = f"sleep 98765{os.getpid()}", f"sleep 43210{os.getpid()}"
+        self.addCleanup(subprocess.run, ["pkill", "-f", f"^{beside}$"], check=False)
+        events = f"sh -c '{within} & setsid {beside} & exit 0'"
+        machine = self.machines.vm("www", settings={"commands": self.machines.commands("events", events=events)})
+        uuid = await self.backend.look_up(machine)
+        await self.until_told(uuid, 2)
+        await self.backend.close().addTimeout(3, reactor)
+        await self.until(lambda: subprocess.run(["pgrep", "-f", f"^{within}$"], check=False).returncode)
+
+    async def test_floods(self) -> None:
+        """After each piece of a stream, nothing is read for a moment: one that writes without end holds up nobody."""
+        clock, told, transport = Clock(), list[list[str]](), mock.Mock(pid=0)
+        stream = programs.Stream(self.backend._programs, ["yes"], told.append, lambda: None, clock)
+        stream.makeConnection(transport)
+        for descriptor in (1, 2):
+            stream.childDataReceived(descriptor, b"one\nother\nand so")
+        self.assertEqual([["one", "other"]], told)
+        transport.resumeProducing.assert_not_called()
+        transport.pauseProducing.assert_called()
+        clock.advance(programs.READ_EVERY)
+        transport.resumeProducing.assert_called_once_with()
+        self.assertEqual([], clock.getDelayedCalls())
+
+    async def test_other_kind_of_commands(self) -> None:
+        """A machine that is up is ended by the commands that it was started by before those of another kind hold."""
+        own = self.machines.vm("www")
+        kept = self.machines.vm("www", settings={"commands": (read_pair(f"run=sleep 76543{os.getpid()}"),)})
+        for first, then in ((own, kept), (kept, own)):
+            uuid = await self.backend.look_up(first)
+            self.assertIs(Start.BOOTED, await self.backend.start(uuid))
+            await self.backend.look_up(then)
+            self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+            await self.backend.stop(uuid, Mode.DESTROY)
+            self.assertIs(Power.OFF, await self.backend.state(uuid))
+            self.assertEqual(then is kept, self.backend._machines[uuid].is_kept)
+        self.assertEqual("off\n", (self.machines.folder / "www").read_text())
+        self.assertNotIn(uuid, foreground.found())
+
+    async def test_missed(self) -> None:
+        """A machine that is made again is found, even if its stream does not tell that."""
+        machine = self.machines.vm("www", settings={"poll": 0.05})
+        uuid = await self.backend.look_up(machine)
+        await self.until(lambda: "events " in self.machines.calls())
+        (self.machines.folder / "www").unlink()
+        await self.failing(self.backend.state(uuid), NoSuchVM)
+        told = len(self.watcher.told)
+        (self.machines.folder / "www").write_text("running\n")
+        await self.watcher.until(lambda: len(self.watcher.told) > told)
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
 
     async def test_other_commands(self) -> None:
         """New commands of a machine hold from then on; a stream that no machine has any more is ended."""

@@ -15,13 +15,13 @@ from uuid import uuid4
 import attrs
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import SkipTest
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from demo import lab
 from jitsu_tw.backends import foreground
 from jitsu_tw.backends.command import CommandBackend
-from jitsu_tw.backends.preset import PRESETS, CommandSettings, read_pair
-from jitsu_tw.errors import BackendError, NoSuchVM
+from jitsu_tw.backends.preset import PRESETS, CommandSettings, Meaning, check_vm, commands_of, read_pair
+from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Power, Start
 from jitsu_tw.settings import Mode
 from test.contract import backends as contract_backends
@@ -109,6 +109,17 @@ class ExecTests(contract_backends.BackendContract):
         os.kill(pid, signal.SIGKILL)
         await self.watcher.until(lambda: (uuid, ENDED) in self.watcher.told)
         self.assertIs(Power.OFF, await self.backend.state(uuid))
+
+    async def test_removed_from_the_file(self) -> None:
+        """A program whose VM is removed from the file while Jitsu is off is known, and stopped, without its command."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        await self.backend.start(uuid)
+        await self.again()
+        await self.backend.look_up(attrs.evolve(machine, backend_settings=None, removed=True))
+        self.assertIs(Power.RUNNING, await self.backend.state(uuid))
+        await self.backend.stop(uuid, Mode.SHUTDOWN)
+        await self.watcher.until(lambda: (uuid, ENDED) in self.watcher.told)
 
     async def test_group(self) -> None:
         """With the program, all that it has begun in its group ends; what it has begun is not taken for it."""
@@ -221,11 +232,65 @@ class ProxmoxApiContractTests(ProxmoxContractTests):
         self.assertIn("401", str(error))
         self.assertNotIn("nobody", str(error))
 
+    async def test_no_pattern(self) -> None:
+        """A value is taken as it is, and never as a pattern for several URLs."""
+        machine = self.new_vm()
+        number = next(iter(self.server.machines))
+        self.assertTrue(await self.backend.look_up(machine))
+        several = self.vm(vmid=number, node="{pve1,pve1}", url=self.server.url, token_file=str(self.token))
+        self.assertIsInstance(await self.failed_by(self.backend.look_up(several)), NoSuchVM)
+
     async def test_absent(self) -> None:
         """A machine that the server does not have is none."""
         machine = self.new_vm()
         self.server.machines.clear()
         self.assertIsInstance(await self.failed_by(self.backend.look_up(machine)), NoSuchVM)
+
+
+class VariablesTests(SynchronousTestCase):
+    """The variables of all presets."""
+
+    def test_bounded(self) -> None:
+        """One that requests may set takes no text that could lead out of its place in a path, a URL or a command."""
+        for preset in PRESETS.values():
+            for name, variable in preset.variables.items():
+                if variable.requests:
+                    taken = variable.choices or ("7",)
+                    for text in (*taken, "../x", "7?x", "7 7", "7;x", "[1-9]", "7\n", ""):
+                        own = CommandSettings(variables=((name, text),))
+                        said = ""
+                        try:
+                            check_vm(vm("m", backend=preset.name, backend_settings=own), preset.name)
+                        except ConfigError as error:
+                            said = str(error)
+                        self.assertEqual(text not in taken, f"{name} should be" in said, (name, text, said))
+
+
+class AbsentTests(SynchronousTestCase):
+    """When a machine counts as one that is not there: that is for an operator to mend."""
+
+    def meaning(self, preset: str, code: int, out: str, err: str) -> Meaning | None:
+        """Return what a `state` of the preset means."""
+        return commands_of(vm("www", backend=preset), PRESETS[preset]).meaning(code, out, err)
+
+    def test_no_connection(self) -> None:
+        """A failed connection, in the words of podman 4.3, Docker and the system, says nothing of the machine."""
+        for words in (
+            "unable to connect to Podman socket: dial unix /run/podman.sock: connect: no such file or directory",
+            "dial unix /var/run/docker.sock: connect: no such file or directory",
+            "dial tcp: lookup pve9 on 192.0.2.53:53: no such host",
+            "there is nothing to connect to",
+        ):
+            for preset in ("podman", "docker", "incus"):
+                self.assertIsNone(self.meaning(preset, 125, "", f"Error: {words}\n"))
+
+    def test_absent(self) -> None:
+        """The messages of podman and Docker, old and new, for a container that is not there."""
+        for words in ('Error: inspecting object: no such container "www"', 'Error: no such object: "www"',
+                      "Error response from daemon: No such container: www", "Error: No such object: www"):
+            for preset in ("podman", "docker"):
+                self.assertIs(Meaning.ABSENT, self.meaning(preset, 1, "", f"{words}\n"))
+        self.assertIs(Meaning.ABSENT, self.meaning("incus", 0, "\n", ""))
 
 
 def exec_vm(uuid: str, command: str) -> VM:

@@ -413,6 +413,7 @@ WRONG = (
     (VM + "    backend: podman\n    mode: save\n", 6, "mode: it has no command save"),
     (VM + "    backend: systemd\n", 2, "variables: unit is needed, its unit, like web.service, for the command start"),
     (VM + "    backend: proxmox\n    variables: {vmid: 100, kind: rm}\n", 6, "kind should be one of qm, pct"),
+    (VM + "    backend: proxmox\n    variables: {vmid: 1OO}\n", 6, "vmid should be its number, of the form [0-9]{1,9}"),
     (VM + "    backend: wol\n    variables: {brodcast: 10.0.0.255}\n    mac: 52:54:00:00:00:01\n", 6,
      "did you mean broadcast?"),
     (VM + "    backend: wol\n", 2, "mac is needed"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import pygit2
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -189,6 +190,9 @@ class OperatorsTests(RequestsTestCase):
             ({"config/words/0": "x=off"}, "a request may not set words, which says what Jitsu runs"),
             ({"config/variables/1": "kind=rm"}, "kind should be one of qm, pct"),
             ({"config/variables/0": "vmid=-7"}, "begins with a dash"),
+            ({"config/variables/0": "vmid=7/../../../../access/users?userid=evil@pve&x="},
+             "vmid should be its number, of the form [0-9]{1,9}; "),
+            ({"config/variables/0": "vmid=7 7;x"}, "vmid should be its number"),
             ({"config/variables/1": "x=y"}, "a request may not set the variable x of the backend proxmox"),
             ({"config/backend/0": "systemd", "config/variables/0": "unit=ssh.service"}, "not set the variable unit"),
             ({"config/backend/0": "proxmox-api", "config/variables/1": "token_file=/etc/shadow"}, "token_file"),
@@ -199,16 +203,24 @@ class OperatorsTests(RequestsTestCase):
         self.assertEqual("", self.ask(below(NEW, preset)))
         self.assertEqual("proxmox", self.fleet.machines["new"].vm.backend)
 
+    def test_backend_of_all(self) -> None:
+        """A VM may have its backend from the top of the file; a request may set the same of its variables then."""
+        self.running._settings = attrs.evolve(self.running._settings, backend="proxmox", connect="")
+        files = {**VM, "config/variables/0": "vmid=7"}
+        self.assertEqual("", self.ask(below(NEW, files)))
+        self.assertEqual("", self.ask(below(NEW, {"config/variables/0": "vmid=8"})))
+        self.assertEqual((("vmid", "8"),), self.fleet.machines["new"].vm.backend_settings.variables)
+
     def test_change(self) -> None:
         """What the file gives, stays with a request that changes something else, and no request changes it."""
         was = {**VM, "config/backend/0": "command", "config/commands/0": "start=x", "config/commands/1": "state=x"}
-        permissions.check_operators_keys(Change(was, {**was, "config/idle/0": "9"}))
-        permissions.check_operators_keys(Change(was, {}))
+        permissions.check_operators_keys(Change(was, {**was, "config/idle/0": "9"}), "command")
+        permissions.check_operators_keys(Change(was, {}), "command")
         for more in ({"config/commands/0": "start=y"}, {"config/commands/2": "stop=y"}, {"config/words/0": "x=off"}):
             with self.assertRaisesRegex(ConfigError, "a request may not set (commands|words)"):
-                permissions.check_operators_keys(Change(was, {**was, **more}))
+                permissions.check_operators_keys(Change(was, {**was, **more}), "command")
         with self.assertRaisesRegex(ConfigError, "a request may not set commands"):
-            permissions.check_operators_keys(Change(was, {**VM, "config/backend/0": "command"}))
+            permissions.check_operators_keys(Change(was, {**VM, "config/backend/0": "command"}), "command")
 
 
 class KeysTests(SynchronousTestCase):

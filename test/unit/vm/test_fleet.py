@@ -1975,6 +1975,20 @@ class RemovedTests(FleetTestCase):
         self.world.pump(10)
         self.assertEqual({"bb"}, set(looks))
 
+    def test_not_found(self) -> None:
+        """A VM that the configuration has is none of them while its hypervisor does not know it."""
+        self.begin(vm("a"), vm("bb"))
+        looks: list[str] = []
+
+        def unknown(_: MemoryBackend, one: VM) -> Deferred[str]:
+            looks.append(one.name)
+            return fail(NoSuchVM(f"no VM {one.name}"))
+
+        self.patch(MemoryBackend, "look_up", unknown)
+        self.world.kill()
+        self.world.pump(1)
+        self.assertEqual({"a", "bb"}, set(looks))
+
     def test_another_uri(self) -> None:
         """One that is the same VM by another URI, which is found there by its uuid, is no other VM."""
         uuid = "11111111-2222-3333-4444-555555555555"
