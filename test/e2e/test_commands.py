@@ -30,6 +30,7 @@ bind: {lab.HOST_IP}
 persistdb: state.git
 synjitsu: {{place}}
 ttl: 1
+answer_by: 60
 {{top}}
 vms:
   - name: www

@@ -71,28 +71,23 @@ class ProcessTests(TestCase):
         self.assertEqual((None, True), (ended.code, ended.late))
         process.end()
 
+    async def group_ends(self, number: int) -> None:
+        """Wait until no process of a group is left."""
+        with self.assertRaises(ProcessLookupError):
+            for _ in range(1000):
+                os.killpg(number, 0)
+                await deferLater(reactor, 0.01)
+
     async def test_group(self) -> None:
         """With a group of its own, all that it has begun ends at its deadline, also what ignores SIGTERM."""
         script = "trap '' TERM; sleep 60 & (trap - TERM; exec sleep 60) & echo $$; wait"
         process = self.run_it(script, within=0.3, group=True, grace=0.2)
         ended = await process.ended
         self.assertTrue(ended.late)
-        for _ in range(1000):
-            try:
-                os.killpg(int(ended.out), 0)
-            except ProcessLookupError:
-                return
-            await deferLater(reactor, 0.01)
-        self.fail("its group goes on")
+        await self.group_ends(int(ended.out))
 
     async def test_group_of_an_obedient(self) -> None:
         """What an obedient program has begun, and what ignores SIGTERM, is killed when the program has ended by it."""
         script = "(trap '' TERM; exec sleep 60) & sleep 0.1; echo $$; exec sleep 60"
         ended = await self.run_it(script, within=0.3, group=True, grace=PATIENCE).ended
-        for _ in range(1000):
-            try:
-                os.killpg(int(ended.out), 0)
-            except ProcessLookupError:
-                return
-            await deferLater(reactor, 0.01)
-        self.fail("its group goes on")
+        await self.group_ends(int(ended.out))
