@@ -33,7 +33,7 @@ from zope.interface import implementer
 
 from jitsu_tw.dns.canonical import bitmap, order
 from jitsu_tw.dns.interfaces import IDenial
-from jitsu_tw.dns.wire import DS, MAX_NAME, NSEC, ROOT, RRSIG, RRset, parent
+from jitsu_tw.dns.wire import DS, MAX_NAME, NSEC, ROOT, RRSIG, RRset, next_closer, parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -114,7 +114,7 @@ class NsecChain:
 
     def no_name(self, key: bytes) -> Sequence[RRset]:
         """Return the proof that neither *key* exists nor a wildcard that matches it (NXDOMAIN; RFC 4035, 3.1.3.2)."""
-        closer, encloser = self._next_closer(key)
+        closer, encloser = next_closer(key, self._zone.nodes)
         if closer != key and _WILD + encloser in self._wild:  # the name of a template itself may come to exist
             while parent(key) != closer:
                 key = parent(key)
@@ -128,18 +128,18 @@ class NsecChain:
         See RFC 4035, 3.1.3.1 and 3.1.3.4. For a name of a template, and a zone inside, see the module's text.
         """
         exact = self._zone.get(key) is not None
-        owner = key if exact else _WILD + self._next_closer(key)[1]
+        owner = key if exact else _WILD + next_closer(key, self._zone.nodes)[1]
         node = self._zone.get(owner)
         assert node is not None
         if owner in self._wild or owner in self._inside:
             others = _ADDRESSES if owner in self._wild else {NS}
             return [self._made(key, (node.rrsets.keys() | others) - {qtype}, self._first_below(key))]
         own = self._own(owner) if node.rrsets else self._cover(owner)
-        return [own] if exact else _distinct(self._cover(self._next_closer(key)[0]), own)
+        return [own] if exact else _distinct(self._cover(next_closer(key, self._zone.nodes)[0]), own)
 
     def not_exact(self, key: bytes) -> Sequence[RRset]:
         """Return the proof that *key*, which a wildcard has answered for, does not exist (RFC 4035, 3.1.3.3)."""
-        return [self._cover(self._next_closer(key)[0])]
+        return [self._cover(next_closer(key, self._zone.nodes)[0])]
 
     def no_ds(self, key: bytes) -> Sequence[RRset]:
         """Return the proof that the delegation *key* has no DS records (RFC 4035, 3.1.4)."""
@@ -159,13 +159,6 @@ class NsecChain:
             end = self._chain[(at + 1) % len(self._chain)][1]
             own = self._own(key)
             yield own if own.rdatas[0].startswith(end) else self._made(key, self._types(key), end)
-
-    def _next_closer(self, key: bytes) -> tuple[bytes, bytes]:
-        """Return the ancestor of *key*, or *key*, right below its closest encloser, and this (RFC 5155, 1.3)."""
-        above = parent(key)
-        while self._zone.get(above) is None:
-            key, above = above, parent(above)
-        return key, above
 
     def _own(self, key: bytes) -> RRset:
         """Return the NSEC record of *key*, a name of the chain."""

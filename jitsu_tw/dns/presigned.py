@@ -19,7 +19,7 @@ from jitsu_tw.dns.canonical import order
 from jitsu_tw.dns.interfaces import IDenial, ISecurity
 from jitsu_tw.dns.message import name_end
 from jitsu_tw.dns.nsec3 import Nsec3Records
-from jitsu_tw.dns.wire import DS, NSEC, NSEC3, NSEC3PARAM, RR, RRSIG, parent, to_text
+from jitsu_tw.dns.wire import DS, NSEC, NSEC3, NSEC3PARAM, RR, RRSIG, next_closer, to_text
 from jitsu_tw.errors import ZoneError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class NsecRecords:
 
     def no_name(self, key: bytes) -> Sequence[RRset]:
         """Return the proof that neither *key* exists nor a wildcard that matches it (RFC 4035, 3.1.3.2)."""
-        return list(dict.fromkeys((self._at(key), self._at(_WILD + self._encloser(key)))))
+        return list(dict.fromkeys((self._at(key), self._at(_WILD + next_closer(key, self._zone.nodes)[1]))))
 
     def no_type(self, key: bytes, qtype: int) -> Sequence[RRset]:  # noqa: ARG002 -- the bitmaps have the type, or not
         """Return the proof that *key*, or the wildcard that matches it, has no records of type *qtype*."""
@@ -178,12 +178,6 @@ class NsecRecords:
 
     def changed(self, key: bytes) -> None:
         """Do nothing: the records are those of the file."""
-
-    def _encloser(self, key: bytes) -> bytes:
-        key = parent(key)
-        while self._zone.get(key) is None:
-            key = parent(key)
-        return key
 
     def _at(self, key: bytes) -> RRset:
         """Return the NSEC record of *key*, or the one that spans it."""

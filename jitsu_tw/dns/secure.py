@@ -15,7 +15,7 @@ from twisted.names.dns import AAAA, ALL_RECORDS, AXFR, CNAME, ENAME, HINFO, IN, 
 
 from jitsu_tw.dns.lookup import MINIMAL_ANY
 from jitsu_tw.dns.message import NOERROR
-from jitsu_tw.dns.wire import DS, NSEC, RR, RRSIG, parent
+from jitsu_tw.dns.wire import DS, NSEC, RR, RRSIG, next_closer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -188,10 +188,7 @@ def _chosen(zone: Zone, key: bytes, qtype: int) -> RRset | None:
 
 def _nsec(zone: Zone, security: ISecurity, key: bytes) -> RRset | None:
     """Return the NSEC record of *key*, or of the wildcard that matches it; None if there is none (RFC 4592, 4.7)."""
-    encloser = key
-    while zone.get(encloser) is None:
-        encloser = parent(encloser)
-    owners = {key, key if encloser == key else b"\1*" + encloser}
+    owners = {key} if zone.get(key) is not None else {key, b"\1*" + next_closer(key, zone.nodes)[1]}
     proofs = security.denial.no_type(key, NSEC)
     return next((rrset for rrset in proofs if rrset.type == NSEC and rrset.owner.lower() in owners), None)
 

@@ -23,7 +23,7 @@ from jitsu_tw.networks import host_of, packed, unmapped
 from jitsu_tw.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
 #: The name of the root of all zones.
 ROOT: Final = b"\0"
@@ -127,6 +127,18 @@ def ancestors(name: bytes) -> Iterator[bytes]:
 def parent(name: bytes) -> bytes:
     """Return *name* without its first label. It must not be the root."""
     return name[name[0] + 1 :]
+
+
+def next_closer(key: bytes, names: Container[bytes]) -> tuple[bytes, bytes]:
+    """
+    Return the ancestor of *key*, or *key*, right below its closest encloser, and this (RFC 5155, 1.3).
+
+    The closest encloser is the closest name above *key* that exists (RFC 4592, 3.3.1): the first that is among *names*.
+    """
+    above = parent(key)
+    while above not in names:
+        key, above = above, parent(above)
+    return key, above
 
 
 class RR(tdns.RRHeader):

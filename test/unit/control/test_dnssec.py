@@ -17,7 +17,7 @@ SIGNED = ZoneStatus("a.test", "Jitsu", (KEY,), 5, "wait", 9.5, 3)
 
 @implementer(IDnssec)
 class Zones:
-    """Two signed zones; notes what is asked for."""
+    """An `IDnssec` with two signed zones, which records the calls of its methods."""
 
     def __init__(self) -> None:
         """Begin with nothing asked for."""

@@ -38,7 +38,7 @@ class DnssecTests(SynchronousTestCase):
         self.patch(Control, "ask", lambda _, method, path: self.answer(method, path))
 
     def answer(self, method: str, path: str) -> Any:
-        """Note what is asked for, and answer it."""
+        """Answer a request to the control endpoint, and record its method and path."""
         self.asked.append((method, path))
         return self.listed if method == "GET" else SIGNED
 

@@ -180,7 +180,7 @@ class SharesTests(SynchronousTestCase):
 
 
 class OperatorsTests(RequestsTestCase):
-    """What no request may do, whoever sends it: say which programs Jitsu runs."""
+    """A request names no program that Jitsu runs, whatever rights its sender has."""
 
     def test_new(self) -> None:
         """A request may name a preset, and variables that reach no further than it; it may give no command or word."""
