@@ -401,10 +401,9 @@ class Network:
         self._hold("host", [])
         self._hold("client", self._prefix("host"))
         client = self._holders["client"].pid
-        self._ip("host", f"link add {BRIDGE} type bridge stp_state 0 forward_delay 0")
+        self._bridge("host", BRIDGE, HOST_IP)
         self._ip("host", f"link add cable type veth peer name eth0 netns {client}")
         self._ip("host", f"link set cable master {BRIDGE} up")
-        self._ip("host", f"link set {BRIDGE} up")
         self._ip("client", "link set eth0 up")
         addresses: tuple[tuple[Where, str, str, str], ...] = (
             ("host", BRIDGE, HOST_IP, HOST_IP6),
@@ -413,6 +412,12 @@ class Network:
         for where, device, ip, ip6 in addresses:
             self._ip(where, f"address add {ip}/24 dev {device}")
             self._ip(where, f"address add {ip6}/64 dev {device} nodad")
+
+    def _bridge(self, where: Where, name: str, ip: str) -> None:
+        """Make a bridge with a MAC made of *ip*: else it is the lowest of its ports', and changes when guests come."""
+        mac = ipaddress.IPv4Address(ip).packed.hex(":")
+        self._ip(where, f"link add {name} address 02:42:{mac} type bridge stp_state 0 forward_delay 0")
+        self._ip(where, f"link set {name} up")
 
     def _hold(self, where: Where, prefix: list[str]) -> None:
         """Start the process that a namespace lives with."""

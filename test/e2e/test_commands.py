@@ -51,8 +51,9 @@ with socket.create_connection(("{IP}", 80)) as one:
 print(octets)
 """
 
-#: Serves the page, but not at once.
-SLOW: Final = ("/busybox", "sh", "-c", "/busybox sleep 1; exec /busybox httpd -f -p 80 -h /")
+#: Serves the page as soon as there is a file that says so.
+SLOW: Final = ("/busybox", "sh", "-c",
+               "until [ -e /go ]; do /busybox sleep 0.05; done; exec /busybox httpd -f -p 80 -h /")  # fmt: skip
 
 #: Sends some octets to each client, some twenty times a second: a few packets in a lease of seconds are no use.
 TALKS: Final = ("/busybox", "nc", "-ll", "-p", "80", "-e", "/busybox", "sh", "-c",
@@ -128,7 +129,11 @@ class PodmanTests(CommandsTestCase):
         said = self.dig()
         self.assertIn(f"IN\tA\t{IP}", said)
         self.assertNotIn("EDE", said)
-        self.page(self.fetch())
+        curl = self.fetch()
+        waiting = ["ss", "--no-header", "--numeric", "state", "syn-sent"]
+        self.until(lambda: self.network.run("client", waiting).stdout)
+        self.podman.run("exec", "www", "/busybox", "touch", "/go")
+        self.page(curl)
         self.assertIn("handed over", self.standin.log())
         self.assertIn(MAC, self.network.run("client", ["ip", "neighbour", "show", IP]).stdout)
         self.assertEqual("running", self.podman.state("www"))

@@ -115,18 +115,16 @@ class ClusterNetwork(lab.Network):
 
     def _make(self) -> None:
         super()._make()
-        self._ip("host", "link add etcd0 type bridge stp_state 0 forward_delay 0")
-        self._ip("host", "link set etcd0 up")
+        self._bridge("host", "etcd0", ETCDS[0])
         for ip in ETCDS:
             self._ip("host", f"address add {ip}/24 dev etcd0")
         for name in (*HOSTS, *NODES):
             self._hold(name, self._prefix("host"))
             self._plug(name, lab.BRIDGE, name, "eth0")
         for name in HOSTS:
-            self._ip(name, f"link add {lab.BRIDGE} type bridge stp_state 0 forward_delay 0")
+            self._bridge(name, lab.BRIDGE, MACHINES[name])
             self._ip(name, f"link set eth0 master {lab.BRIDGE}")
             self._ip(name, f"address add {MACHINES[name]}/24 dev {lab.BRIDGE}")
-            self._ip(name, f"link set {lab.BRIDGE} up")
         for number, (name, server) in enumerate(zip(NODES, SERVERS, strict=True), 1):
             self._ip(name, f"address add {server}/24 dev eth0")
             self._plug(name, "etcd0", f"etcd-{name}", "eth1")

@@ -110,6 +110,7 @@ class Link:
         carrier: it has carrier; a bridge has it while one of its ports has.
         stp: it is a bridge that runs the spanning tree protocol itself.
         forward_delay: seconds that such a bridge listens at a new port, and then learns there for as long.
+        changing_mac: the MAC of a bridge, if it is the lowest of its ports', so that another one may come with a port.
         addresses: its addresses, with the lengths of their prefixes.
     """
 
@@ -119,6 +120,7 @@ class Link:
     carrier: bool = True
     stp: bool = False
     forward_delay: float = 0.0
+    changing_mac: str = ""
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
 
 
@@ -184,6 +186,10 @@ def _bridge(link: Link, vms: Sequence[VM]) -> Iterator[Finding]:
         remedy = f"ip link set {link.name} type bridge stp_state 0; for a libvirt network: virsh net-edit, stp='off'"
         yield warning(f"the bridge {link.name} has STP on: each guest's network is silent for its first {silent:g} s",
                       remedy)  # fmt: skip
+    if link.changing_mac:
+        yield warning(f"the bridge {link.name} takes the lowest MAC of its ports: when a VM starts or stops, it may "
+                      "change, and this host is out of reach for those that know the other one",
+                      f"ip link set {link.name} address {link.changing_mac}")  # fmt: skip
     sleepers = [vm.name for vm in vms if vm.use_synjitsu and vm.wake_by_packet]
     if not link.carrier and sleepers:
         yield warning(

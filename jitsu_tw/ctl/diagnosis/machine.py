@@ -56,6 +56,10 @@ _GROUP_RW: Final = stat.S_IRGRP | stat.S_IWGRP
 #: KVM_CREATE_VM of <linux/kvm.h>: it succeeds where the processor, or the hypervisor below, can do it.
 _CREATE_VM: Final = 0xAE01
 
+#: What the kernel says of interfaces, and of one whose MAC was set (NET_ADDR_SET of <linux/netdevice.h>).
+INTERFACES: Final = Path("/sys/class/net")
+_MAC_WAS_SET: Final = "3"
+
 
 def links() -> list[Link]:
     """
@@ -87,9 +91,18 @@ def _link(shown: dict[str, Any]) -> Link:
         carrier="LOWER_UP" in flags,
         stp=bridge.get("stp_state") == 1,
         forward_delay=bridge.get("forward_delay", 0) / 100,  # in units of 10 ms (USER_HZ)
+        changing_mac=shown["address"] if bridge and _follows_ports(shown["ifname"]) else "",
         addresses=tuple(ip_interface(f"{one['local']}/{one['prefixlen']}") for one in shown.get("addr_info", ())
                         if "local" in one),
     )  # fmt: skip
+
+
+def _follows_ports(bridge: str) -> bool:
+    """Return whether the kernel makes the MAC of a *bridge* the lowest of its ports'."""
+    try:
+        return (INTERFACES / bridge / "addr_assign_type").read_text().strip() != _MAC_WAS_SET
+    except OSError:
+        return False
 
 
 # Sockets and processes

@@ -59,6 +59,12 @@ class BridgeTests(FindingsTestCase):
         link = Link("br0", is_bridge=True, stp=True, forward_delay=2.0)
         self.check(self.bridge(link), (Level.WARNING, "silent for its first 4 s"))
 
+    def test_changing_mac(self) -> None:
+        """A bridge whose MAC is one of its ports' may change it; the remedy is to keep that MAC."""
+        (found, _) = self.bridge(Link("br0", is_bridge=True, changing_mac="02:00:00:00:00:01"))
+        self.check([found], (Level.WARNING, "takes the lowest MAC of its ports"))
+        self.assertEqual("ip link set br0 address 02:00:00:00:00:01", found.remedy)
+
     def test_not_there(self) -> None:
         """A bridge that is not there, is down, or is none, is a problem."""
         self.check(self.bridge(None), (Level.PROBLEM, "there is no bridge br0, which www"))
