@@ -52,6 +52,7 @@ from synjitsu_tw.table import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from synjitsu_tw.capture import Pcap
@@ -59,10 +60,14 @@ if TYPE_CHECKING:
     from synjitsu_tw.kernel import Interface
     from synjitsu_tw.table import Standin
 
-#: Seconds between two checks for expired packets, orphaned addresses and changes of this host.
+#: Seconds between two checks for expired packets and orphaned addresses.
 TICK: Final = 1.0
 
-#: Seconds between two probes of guests that boot, and between two checks whether guests have answered held SYNs.
+#: Seconds between two checks for changes of this host: what they are is known when Jitsu next announces a VM that
+#: starts, which would wait some milliseconds for it.
+READ_HOST_EVERY: Final = 0.1
+
+#: Seconds between two probes of guests that boot, and two checks whether guests have answered held SYNs, at least.
 PROBE_EVERY: Final = 0.002
 
 #: Seconds between two readings of this host's interfaces while guests boot: making a tap changes many things at once.
@@ -152,10 +157,9 @@ class Synjitsu(Service):
         self._links_read_at = self._links_pause_until = 0.0
         self._reported: dict[str, str] = {}
         self._may_set_neighbours = True
-        self._tick = LoopingCall(self.tick)
-        self._tick.clock = reactor
-        self._probing = LoopingCall(self.probe)
-        self._probing.clock = reactor
+        self._tick, self._reading = LoopingCall(self.tick), LoopingCall(self._read_host_changes)
+        self._tick.clock = self._reading.clock = reactor
+        self._probing: IDelayedCall | None = None
         self.xenstore: XenstoreHandover | None = None
         self.factory = Factory.forProtocol(Conversation)
         self.factory.synjitsu = self  # type: ignore[attr-defined]
@@ -193,6 +197,7 @@ class Synjitsu(Service):
             except Refused as refused:
                 self.log.error("--standin is refused: {reason}", reason=str(refused))
         self._tick.start(TICK, now=False)
+        self._reading.start(READ_HOST_EVERY, now=False)
         self.log.info(
             "standing in on {interfaces} for the VMs that Jitsu announces, at {macs}",
             interfaces=", ".join(self._captures),
@@ -202,9 +207,10 @@ class Synjitsu(Service):
     def stopService(self) -> None:  # noqa: N802
         """Close the interfaces. Peers keep the stand-in's MAC, as Synjitsu's next start expects."""
         super().stopService()
-        for call in (self._tick, self._probing):
+        for call in (self._tick, self._reading):
             if call.running:
                 call.stop()
+        self._end_probing()
         for capture in self._captures.values():
             capture.close()
         self._kernel.close()
@@ -365,13 +371,14 @@ class Synjitsu(Service):
             now = self._reactor.seconds()
             for octets in frames:
                 self._do(self.standins.frame(port, octets, now))
+            if self._probing is not None:
+                self._probe_later()
 
         return receive
 
     def tick(self) -> None:
-        """Drop what has expired, release orphaned addresses, read this host's changes, and report flows to Jitsu."""
+        """Drop what has expired, release orphaned addresses, and report flows to Jitsu."""
         now = self._reactor.seconds()
-        self._read_host_changes()
         self._do(self.standins.expire(now))
         self._kernel.counts.expire(now)
         self._save_flows(SAVED_PER_TICK)
@@ -396,8 +403,20 @@ class Synjitsu(Service):
             sent.addErrback(_ignore_loss)
 
     def _start_probing(self) -> None:
-        if (self.standins.probed or self.standins.handed) and not self._probing.running:
-            self._probing.start(PROBE_EVERY)
+        if (self.standins.probed or self.standins.handed) and self._probing is None:
+            self.probe()
+
+    def _probe_later(self) -> None:
+        """Call `probe` when something is due, and as often as links are to be read; not if no guest boots."""
+        self._end_probing()
+        if self.standins.probed or self.standins.handed:
+            wait = max(PROBE_EVERY, self.standins.due() - self._reactor.seconds())
+            self._probing = self._reactor.callLater(min(wait, READ_LINKS_EVERY), self.probe)
+
+    def _end_probing(self) -> None:
+        if self._probing is not None and self._probing.active():
+            self._probing.cancel()
+        self._probing = None
 
     def probe(self) -> None:
         """
@@ -406,6 +425,7 @@ class Synjitsu(Service):
         Captured answers are read first: the reactor runs late timers before it reads what has arrived meanwhile, and a
         SYN that is sent again to a guest which has answered it looks like a new connection.
         """
+        self._probing = None
         for capture in self._captures.values():
             capture.doRead()
         now = self._reactor.seconds()
@@ -413,8 +433,7 @@ class Synjitsu(Service):
             self._read_changed_links(now)
         self._do(self.standins.probe(now))
         self._do(self.standins.resend(now))
-        if not self.standins.probed and not self.standins.handed:
-            self._probing.stop()
+        self._probe_later()
 
     def _read_host_changes(self) -> None:
         """Read this host's interfaces, addresses and gateways if they have changed."""

@@ -33,6 +33,8 @@ The laws, all of them here:
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from synjitsu_tw import packets
@@ -112,6 +114,24 @@ ASTRAY: Final = 5.0
 
 #: The source port of probes: outside the range of ports that Linux assigns (32768 to 60999).
 PROBE_SOURCE_PORT: Final = 61999
+
+
+def _ask_due(standin: Standin) -> float:
+    """Return when the network is to be asked for the address of a guest that has not shown itself."""
+    return -inf if standin.asked_at is None else standin.asked_at + standin.ask_interval
+
+
+def _probe_due(standin: Standin) -> float:
+    """Return when a guest that has shown itself is to be probed: when it has been silent for long enough since then."""
+    after = (standin.probed_at - PROBE_AFTER * standin.heard_at) / (1 - PROBE_AFTER)
+    return min(standin.probed_at + PROBE_WITHIN, after)
+
+
+def _resend_due(standin: Standin) -> float:
+    """Return when the SYNs that a guest was handed are to be looked at: all answered, or to be sent again."""
+    if standin.handed_since is None or not standin.handed:
+        return -inf
+    return standin.handed_since + standin.resend_interval
 
 
 class _Rate:
@@ -327,8 +347,14 @@ class Standins:
 
     # Guests that boot
 
+    def due(self) -> float:
+        """Return when `probe` or `resend` has something to do next; infinite if no guest boots."""
+        probes = (_probe_due(standin) if standin.seen_on else _ask_due(standin) for standin in self.probed.values())
+        resends = (_ask_due(standin) if standin.waiting else _resend_due(standin) for standin in self.handed.values())
+        return min(chain(probes, resends), default=inf)
+
     def probe(self, now: float) -> Iterator[Action]:
-        """Probe the guests that boot; to be called every few milliseconds while `probed` is not empty."""
+        """Probe the guests that boot; to be called as `due` says."""
         for standin in self.probed.values():
             if standin.seen_on:
                 yield from self._probe(standin, now)
@@ -337,7 +363,7 @@ class Standins:
 
     def _probe(self, standin: Standin, now: float) -> Iterator[Action]:
         """Probe a guest that has shown itself, at each of its MACs, on the port where that was seen."""
-        if now - standin.probed_at < min(PROBE_WITHIN, (now - standin.heard_at) * PROBE_AFTER):
+        if now < _probe_due(standin):
             return
         standin.probed_at = now
         assert standin.probe_port is not None
@@ -353,7 +379,7 @@ class Standins:
 
     def _ask(self, standin: Standin, now: float) -> Iterator[Action]:
         """Ask the network for the address of a guest that has not shown itself; its answer shows it."""
-        if standin.asked_at is not None and now - standin.asked_at < standin.ask_interval:
+        if now < _ask_due(standin):
             return
         longer = min(ASK_WITHIN, ASK_GROWS * standin.ask_interval)
         standin.ask_interval = ASK_AFTER if standin.asked_at is None else longer
@@ -407,7 +433,7 @@ class Standins:
                 self.handed[standin.ip] = standin
 
     def resend(self, now: float) -> Iterator[Action]:
-        """Send unanswered SYNs again; to be called every few milliseconds while `handed` is not empty."""
+        """Send unanswered SYNs again; to be called as `due` says."""
         for standin in list(self.handed.values()):
             if standin.waiting:
                 standin.waiting = [(one, ip) for one, ip in standin.waiting if now - one.at < EXPIRY]
@@ -415,10 +441,9 @@ class Standins:
                 continue
             if standin.handed_since is None:
                 standin.handed_since, standin.resend_interval = now, RESEND_AFTER
-            waited = now - standin.handed_since
-            if not standin.handed or waited >= RESEND_WITHIN:
+            if not standin.handed or now - standin.handed_since >= RESEND_WITHIN:
                 self._settle(standin)
-            elif waited >= standin.resend_interval:
+            elif now >= _resend_due(standin):
                 standin.resend_interval *= 2
                 yield from self.deliver(standin, standin.handed.values())
 

@@ -539,8 +539,9 @@ class CommandBackend:
     def _told(self, argv: tuple[str, ...], lines: Iterable[str]) -> None:
         """Hint at the machines that the lines of a stream name, or at the one that the stream is of."""
         of_stream = {one.vm.name: one for one in self._of(argv)}
+        is_own = len(of_stream) == 1 and not any(one.commands.named for one in of_stream.values())
         for line in dict.fromkeys(lines):
-            for name in of_stream if len(of_stream) == 1 else of_stream.keys() & _BETWEEN.split(line):
+            for name in of_stream if is_own else of_stream.keys() & _BETWEEN.split(line):
                 self._hint(of_stream[name], f"{self} says: {line}")
 
     def _begun(self, argv: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import ENDED, Power
+from jitsu_tw.processes import detached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -202,10 +203,10 @@ class Foreground:
         try:
             nothing = os.open(os.devnull, os.O_RDONLY)
             try:
+                words = detached([program, *argv[1:]])
                 process = self._reactor.spawnProcess(
-                    _Reaped(name), "setsid", ["setsid", program, *argv[1:]], env=environment, path="/",
-                    childFDs={0: nothing, 1: 1, 2: 2},
-                )  # fmt: skip
+                    _Reaped(name), words[0], words, env=environment, childFDs={0: nothing, 1: 1, 2: 2}
+                )
             finally:
                 os.close(nothing)
         except OSError as error:

@@ -240,6 +240,7 @@ class Commands:
         poll: seconds between two calls of `state`.
         at_once: it runs when `start` has ended well.
         repeatable: `start` does no harm to what runs already: it is a preset's.
+        named: a line of `events` has the machine's name if it is about it: they are a preset's.
     """
 
     argv: Mapping[str, tuple[str, ...]]
@@ -248,6 +249,7 @@ class Commands:
     poll: float
     at_once: bool
     repeatable: bool
+    named: bool
 
     def meaning(self, code: int | None, out: str, err: str) -> Meaning | None:
         """
@@ -315,7 +317,8 @@ def commands_of(vm: VM, preset: Preset) -> Commands:
     stop = DEADLINES["stop"] + vm.stop_timeout
     deadlines = {**DEADLINES, "stop": stop, **_mapping(own.deadlines, "deadlines")}
     words = {**preset.words, **_mapping(own.words, "words")}
-    return Commands(argv, words, deadlines, own.poll, preset.at_once and "start" not in given, "start" not in given)
+    at_once = preset.at_once and "start" not in given
+    return Commands(argv, words, deadlines, own.poll, at_once, "start" not in given, "events" not in given)
 
 
 def _doc(variable: str, preset: Preset) -> str:

@@ -14,7 +14,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.processes import OUTPUT_WITHIN, run
+from jitsu_tw.processes import OUTPUT_WITHIN, detached, run
 from jitsu_tw.reconnect import steady
 from jitsu_tw.text import abridged, printable
 
@@ -137,7 +137,7 @@ class Programs:
         program = self.resolve(argv[0])
         try:
             process = run(
-                self._reactor, argv, within=within, env=self.environment, program=program, path="/", grace=GRACE,
+                self._reactor, argv, within=within, env=self.environment, program=program, grace=GRACE,
                 most=LONGEST_OUTPUT, group=True,
             )  # fmt: skip
         except OSError as error:
@@ -232,8 +232,8 @@ class Stream(ProcessProtocol):
         try:
             program = self._programs.resolve(self._argv[0])
             # It is not urgent: with normal priority, its work delays the start of a container by a tenth on two cores.
-            argv = ["setsid", "nice", "-n", "19", program, *self._argv[1:]]
-            self._reactor.spawnProcess(self, "setsid", argv, env=dict(self._programs.environment), path="/")
+            argv = detached(["nice", "-n", "19", program, *self._argv[1:]])
+            self._reactor.spawnProcess(self, argv[0], argv, env=dict(self._programs.environment))
         except (BackendError, OSError) as error:
             self._begin_again(str(error))
 

@@ -738,14 +738,14 @@ class ServiceTests(SynchronousTestCase):
     def test_addresses_elsewhere(self) -> None:
         """A change of this host's addresses elsewhere, as with each tap, costs nothing for each stand-in."""
         self.kernel.changes = True
-        self.synjitsu.tick()
+        self.synjitsu._read_host_changes()
         for number in range(1, 200):
             self.synjitsu.announce(None, bytes([10, 0, 0, number]), (), asleep=True)
         asked: list[bytes] = []
         self.patch(self.synjitsu, "_obstacle", asked.append)
         elsewhere = {"tap0": [ip_interface("fe80::1/64"), ip_interface("10.0.0.7/32")]}
         self.patch(self.kernel, "addresses", lambda: elsewhere)
-        self.synjitsu.tick()
+        self.synjitsu._read_host_changes()
         self.assertEqual([bytes([10, 0, 0, 7])], asked)
 
     def refused(self, ip: str) -> str:
@@ -958,10 +958,10 @@ class ServiceTests(SynchronousTestCase):
         self.assertEqual("", self.refused("10.0.0.10"))
         self.assertNotEqual("", self.refused("10.1.0.10"))
         self.kernel.own, self.kernel.changes = ("10.0.0.1/24", "10.0.0.10/24"), True
-        self.synjitsu.tick()
+        self.synjitsu._read_host_changes()
         self.assertEqual(({}, False), (self.synjitsu.standins.table, self.jitsu.lost))
         self.kernel.own = ("10.0.0.1/24", "10.1.0.1/24")
-        self.synjitsu.tick()
+        self.synjitsu._read_host_changes()
         self.assertTrue(self.jitsu.lost)
 
     def test_learns(self) -> None:
@@ -991,8 +991,8 @@ class ServiceTests(SynchronousTestCase):
         for fails, remedy in ((OSError(errno.EPERM, "no"), "it takes CAP_NET_ADMIN"), (NotABridgeError(), "no Linux")):
             said.clear()
             self.kernel.fails = fails
-            self.synjitsu.tick()
-            self.synjitsu.tick()
+            self.synjitsu._read_host_changes()
+            self.synjitsu._read_host_changes()
             self.assertEqual(1, len(said))
             self.assertIn(remedy, said[0]["report"])
 

@@ -421,11 +421,14 @@ class GuestTests(StandinsTestCase):
         self.assertEqual([], list(self.standins.expire(self.now + 2 * ASTRAY)))
 
     def probes_for(self, seconds: float) -> list[bytes]:
-        """Advance the time by *seconds*; return the frames sent meanwhile to probe guests."""
+        """Advance the time by *seconds*; return the frames sent meanwhile to probe guests: each when it is due."""
         sent = []
         for _ in range(round(seconds / 0.005)):
             self.now += 0.005
-            sent += self.sent(list(self.standins.probe(self.now)))
+            is_due = self.standins.due() <= self.now
+            frames = self.sent(list(self.standins.probe(self.now)))
+            self.assertEqual(is_due, bool(frames))
+            sent += frames
         return sent
 
     def test_silent(self) -> None:
@@ -557,7 +560,10 @@ class JitsuTests(StandinsTestCase):
             sent = []
             for _ in range(round(seconds / 0.005)):
                 self.now += 0.005
-                sent += self.sent(list(self.standins.resend(self.now)))
+                is_due = self.standins.due() <= self.now
+                frames = self.sent(list(self.standins.resend(self.now)))
+                self.assertTrue(is_due or not frames)
+                sent += frames
             return sent
 
         question, *syns = again(0.02)
