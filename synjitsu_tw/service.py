@@ -157,8 +157,9 @@ class Synjitsu(Service):
         self._links_read_at = self._links_pause_until = 0.0
         self._reported: dict[str, str] = {}
         self._may_set_neighbours = True
-        self._tick, self._reading = LoopingCall(self.tick), LoopingCall(self._read_host_changes)
-        self._tick.clock = self._reading.clock = reactor
+        self._loops = {TICK: LoopingCall(self.tick), READ_HOST_EVERY: LoopingCall(self._read_host_changes)}
+        for loop in self._loops.values():
+            loop.clock = reactor
         self._probing: IDelayedCall | None = None
         self.xenstore: XenstoreHandover | None = None
         self.factory = Factory.forProtocol(Conversation)
@@ -196,8 +197,8 @@ class Synjitsu(Service):
                 self.announce(None, ip, (mac,), asleep=False)
             except Refused as refused:
                 self.log.error("--standin is refused: {reason}", reason=str(refused))
-        self._tick.start(TICK, now=False)
-        self._reading.start(READ_HOST_EVERY, now=False)
+        for every, loop in self._loops.items():
+            loop.start(every, now=False)
         self.log.info(
             "standing in on {interfaces} for the VMs that Jitsu announces, at {macs}",
             interfaces=", ".join(self._captures),
@@ -207,9 +208,9 @@ class Synjitsu(Service):
     def stopService(self) -> None:  # noqa: N802
         """Close the interfaces. Peers keep the stand-in's MAC, as Synjitsu's next start expects."""
         super().stopService()
-        for call in (self._tick, self._reading):
-            if call.running:
-                call.stop()
+        for loop in self._loops.values():
+            if loop.running:
+                loop.stop()
         self._end_probing()
         for capture in self._captures.values():
             capture.close()

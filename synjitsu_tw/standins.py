@@ -121,17 +121,15 @@ def _ask_due(standin: Standin) -> float:
     return -inf if standin.asked_at is None else standin.asked_at + standin.ask_interval
 
 
-def _probe_due(standin: Standin) -> float:
+def _probe_due(one: Standin) -> float:
     """Return when a guest that has shown itself is to be probed: when it has been silent for long enough since then."""
-    after = (standin.probed_at - PROBE_AFTER * standin.heard_at) / (1 - PROBE_AFTER)
-    return min(standin.probed_at + PROBE_WITHIN, after)
+    return min(one.probed_at + PROBE_WITHIN, (one.probed_at - PROBE_AFTER * one.heard_at) / (1 - PROBE_AFTER))
 
 
 def _resend_due(standin: Standin) -> float:
     """Return when the SYNs that a guest was handed are to be looked at: all answered, or to be sent again."""
-    if standin.handed_since is None or not standin.handed:
-        return -inf
-    return standin.handed_since + standin.resend_interval
+    since = standin.handed_since if standin.handed else None
+    return -inf if since is None else since + standin.resend_interval
 
 
 class _Rate:
@@ -349,9 +347,9 @@ class Standins:
 
     def due(self) -> float:
         """Return when `probe` or `resend` has something to do next; infinite if no guest boots."""
-        probes = (_probe_due(standin) if standin.seen_on else _ask_due(standin) for standin in self.probed.values())
-        resends = (_ask_due(standin) if standin.waiting else _resend_due(standin) for standin in self.handed.values())
-        return min(chain(probes, resends), default=inf)
+        probes = (_probe_due(one) if one.seen_on else _ask_due(one) for one in self.probed.values())
+        return min(chain(probes, (_ask_due(one) if one.waiting else _resend_due(one) for one in self.handed.values())),
+                   default=inf)  # fmt: skip
 
     def probe(self, now: float) -> Iterator[Action]:
         """Probe the guests that boot; to be called as `due` says."""
