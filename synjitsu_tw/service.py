@@ -211,7 +211,9 @@ class Synjitsu(Service):
         for loop in self._loops.values():
             if loop.running:
                 loop.stop()
-        self._end_probing()
+        if self._probing is not None:
+            self._probing.cancel()
+            self._probing = None
         for capture in self._captures.values():
             capture.close()
         self._kernel.close()
@@ -409,15 +411,13 @@ class Synjitsu(Service):
 
     def _probe_later(self) -> None:
         """Call `probe` when something is due, and as often as links are to be read; not if no guest boots."""
-        self._end_probing()
         if self.standins.probed or self.standins.handed:
-            wait = max(PROBE_EVERY, self.standins.due() - self._reactor.seconds())
-            self._probing = self._reactor.callLater(min(wait, READ_LINKS_EVERY), self.probe)
-
-    def _end_probing(self) -> None:
-        if self._probing is not None and self._probing.active():
-            self._probing.cancel()
-        self._probing = None
+            now = self._reactor.seconds()
+            wait = min(max(PROBE_EVERY, self.standins.due() - now), READ_LINKS_EVERY)
+            if self._probing is None:
+                self._probing = self._reactor.callLater(wait, self.probe)
+            elif self._probing.getTime() > now + wait:  # never later: frames may come more often than probes
+                self._probing.reset(wait)
 
     def probe(self) -> None:
         """

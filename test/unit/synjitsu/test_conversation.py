@@ -786,6 +786,19 @@ class ServiceTests(SynchronousTestCase):
         self.clock.pump([1.0] * int(EXPIRY + 2))
         self.assertEqual({}, self.synjitsu.standins.table)
 
+    def test_busy_bridge(self) -> None:
+        """Frames that come more often than guests are probed delay no probe."""
+        self.kernel.own = ("10.0.0.1/24",)
+        self.synjitsu.open()
+        self.synjitsu.announce(self.jitsu, VM, (GUEST,), asleep=False, probe_port=80)
+        self.frame(arp_frame(1, GUEST, VM, VM))
+        self.clock.advance(0.01)
+        sent = len(self.pcap.sent)
+        for _ in range(50):
+            self.clock.advance(0.001)
+            self.frame(tcp_frame(dst=CLIENT))
+        self.assertGreater(len(self.pcap.sent), sent + 2)
+
     def test_answer_before_timer(self) -> None:
         """A SYN that the guest has answered is not sent again by a timer which is late, before the answer is read."""
         self.synjitsu.open()
