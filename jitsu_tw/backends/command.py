@@ -413,8 +413,6 @@ class CommandBackend:
         """Start a machine that is off, or saved, and wait until it runs, at the latest until *late*."""
         if one.is_kept:
             self._foreground.start(one.uuid, one.vm.name, one.commands.argv["run"])
-            while self._foreground.begins(one.uuid):
-                await deferLater(self._reactor, ASK_AGAIN)
         else:
             await self._do(one, "start", "start")
         if one.commands.at_once:
@@ -497,7 +495,8 @@ class CommandBackend:
         """
         if name not in one.commands.argv:
             raise BackendError(f"it has no command {name}")
-        await self._programs.done(one.commands.argv[name], one.commands.deadlines[use], use)
+        is_tied = name == "start" and not one.commands.repeatable
+        await self._programs.done(one.commands.argv[name], one.commands.deadlines[use], use, tied=is_tied)
 
     async def _reach(self, one: _Machine, power: Power) -> None:
         """

@@ -11,23 +11,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from functools import partial
+from io import FileIO
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from twisted.internet.interfaces import IReadDescriptor
-from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import ENDED, Power
-from jitsu_tw.processes import detached
+from jitsu_tw.processes import Descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from twisted.python.failure import Failure
 
     from jitsu_tw.backends.programs import Programs
 
@@ -98,55 +96,24 @@ def _began(pid: int) -> int:
     return int(_stat(pid)[19])
 
 
-class _Reaped(ProcessProtocol):
-    """A program that this process has begun: Twisted reaps it; its end is told by its descriptor."""
-
-    log = Logger()
-
-    def __init__(self, name: str) -> None:
-        """Take the program's name, for the log."""
-        self._name = name
-
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802
-        """Log an end that is none in order."""
-        if status := getattr(reason.value, "exitCode", None):
-            self.log.warn("{name} ended with status {status}", name=self._name, status=status)
-
-
-@implementer(IReadDescriptor)
 @attrs.define(eq=False)
 class _Kept:
     """
-    A program that runs: the descriptor of its process, which can be read when that has ended.
+    A program that runs.
 
     Attributes:
         pid: of the leader of its group.
-        handle: the descriptor.
-        over: is called when it has ended.
+        handle: tells its end.
     """
 
     pid: int
-    handle: int
-    over: Callable[[], None]
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self.handle
-
-    def doRead(self) -> None:  # noqa: N802
-        """Handle its end."""
-        self.over()
-
-    def connectionLost(self, reason: Any) -> None:  # noqa: N802
-        """Do nothing: nothing is connected."""
-
-    def logPrefix(self) -> str:  # noqa: N802
-        """Return the name for Twisted's log."""
-        return "exec"
+    handle: Descriptor
 
 
 class Foreground:
     """The programs of a backend that are kept."""
+
+    log = Logger()
 
     def __init__(self, programs: Programs, changed: Callable[[str, str], None], reactor: Any) -> None:
         """
@@ -171,17 +138,19 @@ class Foreground:
             self._found, self._found_until = found(), now + FOUND_FOR
         if uuid in self._found:
             with contextlib.suppress(OSError):
-                handle = os.pidfd_open(self._found[uuid])
+                self._keep(uuid, self._found[uuid])
                 # From here on the number cannot mean another process.
-                if _mark(self._found[uuid]) == uuid:
-                    self._keep(uuid, self._found[uuid], handle)
-                else:
-                    os.close(handle)
+                if _mark(self._found[uuid]) != uuid:
+                    self._forget(uuid)
 
-    def _keep(self, uuid: str, pid: int, handle: int) -> None:
-        """Observe a process."""
-        kept = self._kept[uuid] = _Kept(pid, handle, lambda: self._over(uuid))
-        self._reactor.addReader(kept)
+    def _keep(self, uuid: str, pid: int, over: Callable[[], None] = lambda: None) -> None:
+        """Observe a process; *over* is called when it has ended."""
+
+        def ended() -> None:
+            self._over(uuid)
+            over()
+
+        self._kept[uuid] = _Kept(pid, Descriptor(self._reactor, FileIO(os.pidfd_open(pid)), ended))
 
     def power(self, uuid: str) -> Power:
         """Return whether the program runs, is stopped by a signal (paused), or has ended."""
@@ -201,35 +170,25 @@ class Foreground:
         program = self._programs.resolve(argv[0])
         environment = {**self._programs.environment, MARK: uuid}
         try:
-            nothing = os.open(os.devnull, os.O_RDONLY)
+            words = [program, *argv[1:]]
+            process = Popen(words, stdin=DEVNULL, env=environment, cwd="/", start_new_session=True)  # noqa: S603
             try:
-                words = detached([program, *argv[1:]])
-                process = self._reactor.spawnProcess(
-                    _Reaped(name), words[0], words, env=environment, childFDs={0: nothing, 1: 1, 2: 2}
-                )
-            finally:
-                os.close(nothing)
+                self._keep(uuid, process.pid, partial(self._reap, name, process))
+            except OSError:
+                process.kill()
+                raise
         except OSError as error:
             raise BackendError(f"{argv[0]} cannot be run: {error.strerror}") from error
-        self._keep(uuid, process.pid, os.pidfd_open(process.pid))
 
-    def begins(self, uuid: str) -> bool:
-        """Return whether the program, which has been begun, does not lead its group yet."""
-        kept = self._kept.get(uuid)
-        with contextlib.suppress(ProcessLookupError):
-            return kept is not None and _state(kept.pid) not in _ENDED and os.getsid(kept.pid) != kept.pid
-        return False
+    def _reap(self, name: str, process: Popen[bytes]) -> None:
+        if (status := process.wait()) > 0:
+            self.log.warn("{name} ended with status {status}", name=name, status=status)
 
     def signal(self, uuid: str, number: int) -> None:
         """Send a signal to all processes of the program's group; one that has ended is no error."""
-        kept = self._kept.get(uuid)
-        if kept is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                os.killpg(kept.pid, number)
-            except ProcessLookupError:  # it does not lead its group yet, or has ended
-                signal.pidfd_send_signal(kept.handle, number)
+        if uuid in self._kept:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._kept[uuid].pid, number)
 
     def _over(self, uuid: str) -> None:
         """Handle the end of a program: the rest of its group is killed."""
@@ -238,9 +197,7 @@ class Foreground:
         self._changed(uuid, ENDED)
 
     def _forget(self, uuid: str) -> None:
-        kept = self._kept.pop(uuid)
-        self._reactor.removeReader(kept)
-        os.close(kept.handle)
+        self._kept.pop(uuid).handle.close()
 
     def close(self) -> None:
         """Observe the programs no longer; they go on."""

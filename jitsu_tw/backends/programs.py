@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sys
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError, BackendLost
-from jitsu_tw.processes import OUTPUT_WITHIN, detached, run
+from jitsu_tw.processes import Child, Process
 from jitsu_tw.reconnect import steady
 from jitsu_tw.text import abridged, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from twisted.python.failure import Failure
-
-    from jitsu_tw.processes import Ended, Process
+    from jitsu_tw.processes import Ended
 
 #: How many programs of a backend may run at once, of each use; further ones wait. Those that clients wait for ("start")
 #: do not wait for those that end machines, which may take minutes, or only look at machines.
@@ -75,6 +74,12 @@ def why_not_there(program: str, path: str) -> str:
     return f"there is no program {program} here; install it, or give its whole path"
 
 
+def tied(argv: Sequence[str]) -> list[str]:
+    """Return the arguments that have the kernel end a program when Jitsu is killed, if setpriv(1) is there."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig=TERM", *argv] if setpriv else list(argv)
+
+
 def tail(text: str, lines: int = LAST_LINES) -> str:
     """Return the last *lines* of a program's messages, printable, as one line; all for 0."""
     found = [printable(line.strip()) for line in text.splitlines() if line.strip()]
@@ -111,11 +116,11 @@ class Programs:
             raise BackendLost(why)
         return str(shutil.which(program, path=path))
 
-    def run(self, argv: Sequence[str], within: float, use: str) -> Deferred[Ended]:
+    def run(self, argv: Sequence[str], within: float, use: str, *, tied: bool = False) -> Deferred[Ended]:
         """
         Run a program, when a slot of its *use* is free, to its end or until its time is up; then end its whole group.
 
-        A caller that does not wait any more changes nothing of that.
+        A caller that does not wait any more changes nothing of that. A *tied* one ends with Jitsu: see `tied`.
 
         Raises:
             BackendLost: (through the Deferred) there is no such program.
@@ -128,17 +133,18 @@ class Programs:
             if not waiter.called:
                 waiter.callback(result)
 
-        self._slots[use].run(self._run, argv, within).addBoth(tell)
+        self._slots[use].run(self._run, argv, within, tied).addBoth(tell)
         return waiter
 
-    def _run(self, argv: Sequence[str], within: float) -> Deferred[Ended]:
+    def _run(self, argv: Sequence[str], within: float, is_tied: bool) -> Deferred[Ended]:  # noqa: FBT001
         if self._closed is not None:
             raise BackendError("Jitsu ends")
         program = self.resolve(argv[0])
+        words = tied([program, *argv[1:]]) if is_tied else [program, *argv[1:]]
         try:
-            process = run(
-                self._reactor, argv, within=within, env=self.environment, program=program, grace=GRACE,
-                most=LONGEST_OUTPUT, group=True,
+            process = Process(
+                self._reactor, words, within=within, env=self.environment, grace=GRACE, most=LONGEST_OUTPUT, path="/",
+                group=True,
             )  # fmt: skip
         except OSError as error:
             raise BackendError(f"{argv[0]} cannot be run: {error.strerror}") from error
@@ -154,14 +160,14 @@ class Programs:
             raise OverdueError(f"{argv[0]} has not ended within {within:g} s, and was killed")
         return ended
 
-    async def done(self, argv: Sequence[str], within: float, use: str) -> str:
+    async def done(self, argv: Sequence[str], within: float, use: str, *, tied: bool = False) -> str:
         """
-        Run a program that is to succeed, and return its output. Raises as `run` does.
+        Run a program that is to succeed, and return its output. Takes and raises what `run` does.
 
         Raises:
             BackendError: its exit status is not 0; with that, and its last lines.
         """
-        ended = await self.run(argv, within, use)
+        ended = await self.run(argv, within, use, tied=tied)
         if ended.code != 0:
             raise BackendError(failed(argv, ended))
         return ended.out
@@ -186,17 +192,10 @@ def failed(argv: Sequence[str], ended: Ended) -> str:
     return f"{argv[0]} ended with {how}: {words}"
 
 
-class Stream(ProcessProtocol):
-    """
-    A program that writes a line for each event, and is begun again, after a pause, when it ends.
-
-    Attributes:
-        runs: it runs.
-    """
+class Stream:
+    """A program that writes a line for each event, and is begun again, after a pause, when it ends."""
 
     log = Logger()
-    transport: Any
-
     def __init__(
         self,
         programs: Programs,
@@ -219,63 +218,61 @@ class Stream(ProcessProtocol):
         self._pause = steady(AGAIN, AGAIN_AT_MOST, 2.0)
         self._failures, self._since = 0, -inf
         self._rest, self._err = b"", b""
-        self._leader = 0
+        self._child: Child | None = None
         self._again: Any = None
         self._reads: Any = None
-        self._late: Any = None
         self._ended: Deferred[None] | None = None
-        self.runs = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether the program runs."""
+        return self._child is not None
 
     def begin(self) -> None:
         """Begin the program."""
-        self._since = self._reactor.seconds()
+        self._since, self._rest, self._err = self._reactor.seconds(), b"", b""
         try:
-            program = self._programs.resolve(self._argv[0])
-            # It is not urgent: with normal priority, its work delays the start of a container by a tenth on two cores.
-            argv = detached(["nice", "-n", "19", program, *self._argv[1:]])
-            self._reactor.spawnProcess(self, argv[0], argv, env=dict(self._programs.environment))
+            argv = tied([self._programs.resolve(self._argv[0]), *self._argv[1:]])
+            self._child = Child(
+                self._reactor, argv, self._received, self._exited, self._is_over,
+                env=self._programs.environment, path="/", group=True,
+            )  # fmt: skip
         except (BackendError, OSError) as error:
             self._begin_again(str(error))
-
-    def connectionMade(self) -> None:  # noqa: N802
-        """Close its standard input."""
-        self._rest, self._err, self.runs, self._leader = b"", b"", True, self.transport.pid
-        self.transport.closeStdin()
+            return
+        # It is not urgent: with normal priority, its work delays the start of a container by a tenth on two cores.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, self._child.pid, 19)
         self._begun()
 
-    def childDataReceived(self, childFD: int, data: bytes) -> None:  # noqa: N802, N803
-        """Handle a piece of its output, and read no more for a moment."""
-        super().childDataReceived(childFD, data)
-        self.transport.pauseProducing()
+    def _received(self, number: int, piece: bytes) -> None:
+        """Tell the lines; keep the last of its messages; and read no more for a moment."""
+        assert self._child is not None
+        if number == 1:
+            *lines, rest = (self._rest + piece).split(b"\n")
+            self._rest = rest[-LONGEST_OUTPUT:]
+            self._told([line.decode(errors="replace") for line in lines])
+        else:
+            self._err = (self._err + piece)[-LONGEST_OUTPUT:]
+        self._child.pause()
         if self._reads is None or not self._reads.active():
-            self._reads = self._reactor.callLater(READ_EVERY, self.transport.resumeProducing)
+            self._reads = self._reactor.callLater(READ_EVERY, self._child.resume)
 
-    def outReceived(self, data: bytes) -> None:  # noqa: N802
-        """Tell the lines; what is longer than `LONGEST_OUTPUT` is dropped."""
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[-LONGEST_OUTPUT:]
-        self._told([line.decode(errors="replace") for line in lines])
+    def _exited(self) -> None:
+        """End the rest of its group."""
+        assert self._child is not None
+        self._child.signal(signal.SIGKILL)
 
-    def errReceived(self, data: bytes) -> None:  # noqa: N802
-        """Keep the last of its messages."""
-        self._err = (self._err + data)[-LONGEST_OUTPUT:]
-
-    def processExited(self, reason: Failure) -> None:  # noqa: ARG002, N802
-        """End the rest of its group; another process may keep its pipes open, which is not waited for."""
-        self._signal(9)
-        self._late = self._reactor.callLater(OUTPUT_WITHIN, self.transport.loseConnection)
-
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802
+    def _is_over(self) -> None:
         """Begin it again after a pause."""
-        self.runs = False
-        for call in (self._reads, self._late):
-            if call is not None and call.active():
-                call.cancel()
+        assert self._child is not None
+        code, self._child = self._child.code, None
+        if self._reads is not None and self._reads.active():
+            self._reads.cancel()
         if self._ended is not None:
             self._ended.callback(None)
             return
-        status = getattr(reason.value, "exitCode", None)
-        self._begin_again(f"it ended with {'a signal' if status is None else f'status {status}'}"
+        self._begin_again(f"it ended with {'a signal' if code is None else f'status {code}'}"
                           f"{': ' if self._err else ''}{tail(self._err.decode(errors='replace'))}")
 
     def _begin_again(self, why: str) -> None:
@@ -292,18 +289,11 @@ class Stream(ProcessProtocol):
         ended: Deferred[None] = Deferred()
         if self._again is not None and self._again.active():
             self._again.cancel()
-        if self.runs:
+        if self._child is not None:
             self._ended = ended
-            self._signal(15)
-            late = self._reactor.callLater(GRACE, self._signal, 9)
+            self._child.signal(signal.SIGTERM)
+            late = self._reactor.callLater(GRACE, self._child.signal, signal.SIGKILL)
             ended.addCallback(lambda _: late.cancel() if late.active() else None)
         else:
             ended.callback(None)
         return ended
-
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._leader, number)
-        except ProcessLookupError:  # it does not lead its group yet, or has ended
-            if self.transport.pid is not None:
-                os.kill(self.transport.pid, number)

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from jitsu_tw.coroutines import deferred
 from jitsu_tw.errors import BackendError, BackendLost
 from jitsu_tw.ijitsu import SHUT_DOWN
-from jitsu_tw.processes import run
+from jitsu_tw.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +159,8 @@ class Xl:
         deadline = DEADLINES.get(verb, DEADLINE)
         # The messages that are known are those of the C locale; xl's scripts may need the rest of the environment.
         environment = {**os.environ, "LC_ALL": "C"}
-        process = run(self._reactor, ["xl", verb, *arguments], program=self.program(), within=deadline, env=environment)
+        argv = ["xl", verb, *arguments]
+        process = Process(self._reactor, argv, program=self.program(), within=deadline, env=environment)
         ended = await process.ended
         if ended.late:
             message = f"xl {verb}: it did not end in {deadline:.0f} s and was killed"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.logger import Logger
 
 from jitsu_tw.cluster.background import begin
-from jitsu_tw.processes import run
+from jitsu_tw.processes import Process
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import OnHostLoss
 
@@ -129,7 +129,7 @@ class Fencing:
     async def _run(self, host: str) -> tuple[int | None, str]:
         """Run the command for *host*; return its exit code, None if it cannot be run, and its output."""
         try:
-            ended = await run(self._reactor, [*self._command, host], within=ENDS_WITHIN, env=os.environ).ended
+            ended = await Process(self._reactor, [*self._command, host], within=ENDS_WITHIN, env=os.environ).ended
         except OSError as error:
             return None, str(error)
         return ended.code, ended.said.strip()

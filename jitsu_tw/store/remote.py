@@ -11,14 +11,13 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from jitsu_tw.errors import StoreError
-from jitsu_tw.processes import run
+from jitsu_tw.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import Any
 
-    from jitsu_tw.processes import Process
 
 #: The most seconds of one call.
 DEADLINE: Final = 30.0
@@ -107,7 +106,7 @@ class Remote:
         if self._ended:
             raise StoreError("Jitsu ends")
         try:
-            self._running = run(
+            self._running = Process(
                 self._reactor, ["git", *PLAIN, *arguments], program=program, path=str(self._path),
                 within=DEADLINE, grace=GRACE, env=_environment(self._path),
             )  # fmt: skip

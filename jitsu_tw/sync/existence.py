@@ -34,7 +34,7 @@ from jitsu_tw.coroutines import deferred, spawn
 from jitsu_tw.dns.wire import from_text
 from jitsu_tw.errors import ExistenceUnknown, Prohibited
 from jitsu_tw.networks import network
-from jitsu_tw.processes import Process, run
+from jitsu_tw.processes import Process
 from jitsu_tw.settings import Asks
 from jitsu_tw.shares import Line, Places
 from jitsu_tw.slices import in_slices
@@ -423,7 +423,7 @@ class Existing:
     async def _ask_program(self, path: str, asked: _Asked) -> bool:
         env = {"PATH": os.environ.get("PATH", os.defpath), "JITSU_TEMPLATE": asked.template.name}
         try:
-            program = run(self._reactor, [path, asked.label], within=ANSWERS_WITHIN, env=env, most=LONGEST_OUTPUT)
+            program = Process(self._reactor, [path, asked.label], within=ANSWERS_WITHIN, env=env, most=LONGEST_OUTPUT)
         except OSError as error:
             raise ExistenceUnknown(f"{path} cannot be run: {error.strerror}") from error
         self._programs.add(program)

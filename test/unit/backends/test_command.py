@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 from uuid import uuid4
 
@@ -21,6 +23,7 @@ from jitsu_tw.backends.command import CommandBackend
 from jitsu_tw.backends.preset import PRESETS, read_pair, uuid_of
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import Power, Start
+from jitsu_tw.processes import Process
 from jitsu_tw.settings import Mode
 from test.contract import backends as contract_backends
 from test.support.fakemachines import FakeMachines
@@ -29,6 +32,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jitsu_tw.settings import VM
+
+
+ROOT: Final = Path(__file__).parents[3]
+
+#: A Jitsu that starts a machine in a folder by a command.
+STARTS: Final = """\
+import sys
+from pathlib import Path
+from twisted.internet import reactor
+from jitsu_tw.backends.command import CommandBackend
+from jitsu_tw.backends.preset import PRESETS
+from test.support.fakemachines import FakeMachines
+machines, backend = FakeMachines(Path(sys.argv[1])), CommandBackend(PRESETS["command"])
+machine = machines.vm("www", settings={"commands": machines.commands("start", start=sys.argv[2])})
+backend.look_up(machine).addCallback(backend.start).addErrback(print)
+reactor.run()
+"""
 
 
 def folder(test: TestCase) -> Path:
@@ -70,7 +90,12 @@ class CommandTestCase(TestCase):
 
     def running(self) -> list[str]:
         """Return the processes of the machines' program."""
-        found = subprocess.run(["pgrep", "-f", str(self.machines.program)], capture_output=True, text=True, check=False)
+        return self.pids(str(self.machines.program))
+
+    @staticmethod
+    def pids(pattern: str) -> list[str]:
+        """Return the processes whose command lines match a regular expression."""
+        found = subprocess.run(["pgrep", "-f", f"^{pattern}"], capture_output=True, text=True, check=False)
         return found.stdout.split()
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -279,6 +304,19 @@ class TroubleTests(CommandTestCase):
         self.machines.fault("other", "kill is nothing")
         self.assertIn("it is not off", await self.failing(self.backend.stop(other, Mode.DESTROY)))
 
+    async def test_killed(self) -> None:
+        """The start that runs when Jitsu is killed is ended: the next Jitsu does not run a second one beside it."""
+        start = f"{shutil.which('sleep')} 87654{os.getpid()}"
+        self.addCleanup(subprocess.run, ["pkill", "-f", f"^{start}$"], check=False)
+        jitsu = Process(
+            reactor, [sys.executable, "-c", STARTS, str(self.machines.folder), start],
+            within=60.0, env=os.environ, path=str(ROOT),
+        )  # fmt: skip
+        await self.until(lambda: self.pids(start) or jitsu.ended.called)
+        jitsu.end()
+        self.assertEqual("", (await jitsu.ended).said)
+        await self.until(lambda: not self.pids(start))
+
     async def test_no_command(self) -> None:
         """What there is no command for fails, and says so; what cannot be stopped is advised of."""
         uuid = await self.backend.look_up(self.machines.vm("www", "pause", "stop", "kill"))
@@ -350,16 +388,17 @@ class EventTests(CommandTestCase):
 
     async def test_floods(self) -> None:
         """After each piece of a stream, nothing is read for a moment: one that writes without end holds up nobody."""
-        clock, told, transport = Clock(), list[list[str]](), mock.Mock(pid=0)
+        clock, told, child = Clock(), list[list[str]](), mock.Mock(pid=1 << 22)
+        self.patch(programs, "Child", mock.Mock(return_value=child))
         stream = programs.Stream(self.backend._programs, ["yes"], told.append, lambda: None, clock)
-        stream.makeConnection(transport)
-        for descriptor in (1, 2):
-            stream.childDataReceived(descriptor, b"one\nother\nand so")
+        stream.begin()
+        for number in (1, 2):
+            stream._received(number, b"one\nother\nand so")
         self.assertEqual([["one", "other"]], told)
-        transport.resumeProducing.assert_not_called()
-        transport.pauseProducing.assert_called()
+        child.resume.assert_not_called()
+        child.pause.assert_called()
         clock.advance(programs.READ_EVERY)
-        transport.resumeProducing.assert_called_once_with()
+        child.resume.assert_called_once_with()
         self.assertEqual([], clock.getDelayedCalls())
 
     async def test_other_kind_of_commands(self) -> None:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from jitsu_tw import processes
-from jitsu_tw.processes import Ended, run
-
-if TYPE_CHECKING:
-    from jitsu_tw.processes import Process
+from jitsu_tw.processes import Ended, Process
 
 #: Seconds that anything may take on a slow machine. Nothing is measured here.
 PATIENCE = 30.0
 
 
 class ProcessTests(TestCase):
-    """`run`."""
+    """`Process`."""
 
     def run_it(self, script: str, within: float = PATIENCE, **options: Any) -> Process:
         """Run a shell command."""
-        return run(reactor, ["sh", "-c", script], within=within, env=os.environ, **options)
+        return Process(reactor, ["sh", "-c", script], within=within, env=os.environ, **options)
 
     async def test_said(self) -> None:
         """The result has both outputs, apart and together, and the exit status; standard input is empty."""
@@ -34,13 +31,13 @@ class ProcessTests(TestCase):
 
     async def test_place(self) -> None:
         """It runs in the given folder and environment."""
-        process = run(reactor, ["words", "-c", 'pwd; echo "$A"'], program="/bin/sh", path="/", within=PATIENCE,
+        process = Process(reactor, ["words", "-c", 'pwd; echo "$A"'], program="/bin/sh", path="/", within=PATIENCE,
                       env={"A": "b"})  # fmt: skip
         self.assertEqual("/\nb\n", (await process.ended).out)
 
     def test_none(self) -> None:
         """A program that is not there is an error."""
-        self.assertRaises(OSError, run, reactor, ["/no/such"], within=PATIENCE, env={})
+        self.assertRaises(OSError, Process, reactor, ["/no/such"], within=PATIENCE, env={})
 
     async def test_late(self) -> None:
         """When its time is up, it is killed."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from jitsu_tw.backends.memory import Fault, MemoryBackend
 from jitsu_tw.backends.pool import Pool
 from jitsu_tw.clocks import Clocks
+from jitsu_tw.cluster import fencing
 from jitsu_tw.cluster.coordinator.memory import MemoryCoordinator, Table
 from jitsu_tw.cluster.membership import Membership
 from jitsu_tw.errors import BackendError, BootFailed, ClusterUnavailable, JitsuError
 from jitsu_tw.ijitsu import Memory, Power
+from jitsu_tw.processes import Ended
 from jitsu_tw.rules.lifecycle import State
 from jitsu_tw.settings import HOSTS, Mode, OnHostLoss, Settings
 from jitsu_tw.store.memory import MemoryStore
@@ -27,6 +28,8 @@ from jitsu_tw.vm.fleet import Fleet
 from test.support import EPOCH, BoundedClock, question, vm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.internet.task import Clock
 
     from jitsu_tw.ijitsu import IWatcher
@@ -658,6 +661,19 @@ class HostsTests(SynchronousTestCase):
         values = {"backend": HOSTS, "hosts": ("left", "right"), "prefer": ("left",), "idle": 60.0, **changes}
         return HostsCluster(vm(**values), nodes=nodes, **settings)
 
+    def fence_by(
+        self, cluster: Cluster, began: Callable[[list[str]], None], code: int | None = 0, after: float = 1.0
+    ) -> None:
+        """Have each command `fence` end with *code* after some seconds; with None there is no such program."""
+
+        def begin(_: Any, argv: list[str], **__: Any) -> Any:
+            began(argv)
+            if code is None:
+                raise FileNotFoundError
+            return SimpleNamespace(ended=deferLater(cluster.clock, after, Ended, code, "", "", "", late=False))
+
+        self.patch(fencing, "Process", begin)
+
     def test_one_host(self) -> None:
         """When all nodes are asked at once, the VM is started on one host, and all nodes know which."""
         cluster = self.begin(boot_time=0.5)
@@ -761,15 +777,8 @@ class HostsTests(SynchronousTestCase):
     def test_fence(self) -> None:
         """With `fence`, a host that all nodes have lost is fenced once, and what ran there starts elsewhere."""
         cluster = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence --hard")
-        ran: list[tuple[str, list[str]]] = []
-
-        def spawn(protocol: Any, program: str, argv: list[str], **_: Any) -> Any:
-            ran.append((program, argv))
-            cluster.clock.callLater(1.0, protocol.processEnded, Failure(ProcessDone(0)))
-            return self
-
-        for node in cluster.nodes:
-            node.reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+        ran: list[list[str]] = []
+        self.fence_by(cluster, ran.append)
         cluster.nodes[0].ask()
         cluster.run(1.0)
         cluster.lose("left")
@@ -780,7 +789,7 @@ class HostsTests(SynchronousTestCase):
         for guest in cluster.hosts["left"].guests.values():
             guest.power = Power.OFF
         cluster.run(25.0, 0.05)
-        self.assertEqual([("fence", ["fence", "--hard", "left"])], ran)
+        self.assertEqual([["fence", "--hard", "left"]], ran)
         self.assertEqual(["right"], cluster.running())
         self.assertEqual([State.UP] * 3, [node.state() for node in cluster.nodes])
         for node in cluster.nodes:
@@ -793,13 +802,7 @@ class HostsTests(SynchronousTestCase):
         """A host that is connected again when `fence` ends does not count as dead, although that has succeeded."""
         cluster = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
         (node,) = cluster.nodes
-
-        def spawn(protocol: Any, *_: Any, **__: Any) -> Any:
-            node.pool.connected(cluster.hosts["left"])
-            cluster.clock.callLater(1.0, protocol.processEnded, Failure(ProcessDone(0)))
-            return self
-
-        node.reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+        self.fence_by(cluster, lambda _: node.pool.connected(cluster.hosts["left"]))
         node.ask()
         cluster.run(1.0)
         cluster.lose("left")
@@ -810,14 +813,8 @@ class HostsTests(SynchronousTestCase):
     def test_fence_connected(self) -> None:
         """A host that is connected again while the command runs is not taken for dead."""
         place = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
-        ran: list[Any] = []
-
-        def spawn(protocol: Any, *_: Any, **__: Any) -> Any:
-            ran.append(protocol)
-            place.clock.callLater(3.0, protocol.processEnded, Failure(ProcessDone(0)))
-            return self
-
-        place.nodes[0].reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+        ran: list[list[str]] = []
+        self.fence_by(place, ran.append, after=3.0)
         place.nodes[0].ask()
         place.run(1.0)
         place.lose("left")
@@ -849,28 +846,16 @@ class HostsTests(SynchronousTestCase):
 
     def test_fence_fails(self) -> None:
         """Where fencing fails, nothing is started elsewhere."""
-        for is_there in (True, False):
+        for code in (1, None):
             cluster = self.begin(on_host_loss=OnHostLoss.RESTART, fence="fence", nodes=1)
-            tried: list[Any] = []
-
-            def spawn(protocol: Any, *_: Any, tried: list[Any] = tried, cluster: Cluster = cluster, **__: Any) -> Any:
-                tried.append(protocol)
-                if not is_there:  # noqa: B023
-                    raise FileNotFoundError
-                cluster.clock.callLater(1.0, protocol.processEnded, Failure(ProcessTerminated(1)))
-                return self
-
-            cluster.nodes[0].reactor.spawnProcess = spawn  # type: ignore[attr-defined]
+            tried: list[list[str]] = []
+            self.fence_by(cluster, tried.append, code)
             cluster.nodes[0].ask()
             cluster.run(1.0)
             cluster.lose("left")
             cluster.run(30.0, 0.05)
             self.assertGreater(len(tried), 1)
             self.assertEqual(["left"], cluster.running())
-
-    def signalProcess(self, signal: str) -> None:  # noqa: N802
-        """Fail: the process has ended in time."""
-        self.fail(signal)
 
     def test_move(self) -> None:
         """A VM is moved by a stop and a start, through any node; it is not kept where its image was."""
