@@ -79,7 +79,8 @@ class _Machine:
         stream: tells its changes.
         poll: the next call of `state`.
         hint: tells the watcher of a change.
-        hinted: when the last one was told, in seconds of the reactor.
+        hinted: when the last one was told, or a command was run that causes some, in seconds of the reactor.
+        shown_until: until when its power counts, once, as a command has just shown it, in seconds of the reactor.
         ends_until: until when it may take to shut down, in seconds of the reactor.
         pause: seconds until `state` is called again while it does.
     """
@@ -94,6 +95,7 @@ class _Machine:
     poll: Any = None
     hint: Any = None
     hinted: float = -inf
+    shown_until: float = -inf
     ends_until: float = -inf
     pause: float = ASK_AGAIN
 
@@ -287,7 +289,10 @@ class CommandBackend:
 
     @_in_order
     async def state(self, one: _Machine) -> Power:
-        """Return what its command `state` says."""
+        """Return what its command `state` says; once, what its command `start` has shown, if events tell of changes."""
+        if one.power is not None and self._reactor.seconds() < one.shown_until:
+            one.shown_until = -inf
+            return one.power
         return await self._ask(one)
 
     async def _ask(self, one: _Machine, use: str = "state") -> Power:
@@ -302,6 +307,7 @@ class CommandBackend:
             one.power = self._foreground.power(one.uuid)
             self._renew(one)
             return one.power
+        one.shown_until = -inf
         argv = one.commands.argv["state"]
         ended = await self._programs.run(argv, one.commands.deadlines["state"], use)
         meaning = one.commands.meaning(ended.code, ended.out, ended.err)
@@ -403,8 +409,7 @@ class CommandBackend:
         if before is Power.RUNNING:
             return Start.RAN
         if before is Power.PAUSED and await self._is_resumed(one):
-            self._changed(one.uuid, Start.RESUMED.value)
-            return Start.RESUMED
+            return self._is_up(one, Start.RESUMED)
         if before is Power.PAUSED:
             await self._end(one, Mode.DESTROY)
         return await self._booted(one, before, late)
@@ -422,7 +427,12 @@ class CommandBackend:
             within = 0.0 if one.is_kept else late - self._reactor.seconds()
             if not await self._until(one, Power.RUNNING, within, "start"):
                 raise BackendError("its command start has ended well, but it does not run")
-        how = Start.RESTORED if before is Power.SAVED else Start.BOOTED
+        return self._is_up(one, Start.RESTORED if before is Power.SAVED else Start.BOOTED)
+
+    def _is_up(self, one: _Machine, how: Start) -> Start:
+        """Tell that a machine has been started."""
+        if one.stream is not None and one.stream.runs:
+            one.shown_until = self._reactor.seconds() + HINT_EVERY
         self._changed(one.uuid, how.value)
         return how
 
@@ -496,7 +506,9 @@ class CommandBackend:
         if name not in one.commands.argv:
             raise BackendError(f"it has no command {name}")
         is_tied = name == "start" and not one.commands.repeatable
+        one.hinted = self._reactor.seconds()
         await self._programs.done(one.commands.argv[name], one.commands.deadlines[use], use, tied=is_tied)
+        one.hinted = self._reactor.seconds()
 
     async def _reach(self, one: _Machine, power: Power) -> None:
         """
@@ -558,7 +570,7 @@ class CommandBackend:
             one.hint = self._reactor.callLater(wait, self._hinted, one, reason)
 
     def _hinted(self, one: _Machine, reason: str) -> None:
-        one.hinted = self._reactor.seconds()
+        one.hinted, one.shown_until = self._reactor.seconds(), -inf
         self._changed(one.uuid, tail(reason))
 
     def _poll_later(self, one: _Machine) -> None:

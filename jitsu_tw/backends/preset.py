@@ -190,6 +190,7 @@ class Preset:
         variables: those of its commands.
         environment: variables of Jitsu's environment that its commands get.
         at_once: a machine runs when `start` has ended well; if not, `state` is called until it runs.
+        names: what the names of its machines look like, a regular expression: a command or a URL has nothing else.
     """
 
     name: str
@@ -200,6 +201,7 @@ class Preset:
     variables: Mapping[str, Variable]
     environment: tuple[str, ...] = ()
     at_once: bool = False
+    names: str = ".*"
 
     @property
     def program(self) -> str:
@@ -216,7 +218,7 @@ def read_preset(path: Path) -> Preset:
         {name: _divided(text) for name, text in found.get("commands", {}).items()},
         {word: Meaning(meaning) for word, meaning in found.get("words", {}).items()},
         {name: _variable(**one) for name, one in found.get("variables", {}).items()},
-        tuple(found.get("environment", ())), found.get("at_once") == "true",
+        tuple(found.get("environment", ())), found.get("at_once") == "true", found.get("names", ".*"),
     )  # fmt: skip
 
 
@@ -345,6 +347,8 @@ def _values(vm: VM, preset: Preset, given: Mapping[str, tuple[str, ...]]) -> dic
             raise ConfigError(message, key="variables")
     if vm.name.startswith("-"):
         raise ConfigError("begins with a dash, so a program would take it for an option; take another name", key="name")
+    if not re.fullmatch(preset.names, vm.name, re.ASCII | re.DOTALL):
+        raise ConfigError(f"is no name of a machine of {preset.name}, as {preset.names} is; take that name", key="name")
     values = {
         "name": vm.name, "uuid": uuid_of(vm, preset.name), "stop_timeout": f"{vm.stop_timeout:.0f}",
         **{name: str(value[0]) for name, value in (("ip", vm.ip), ("mac", vm.mac)) if value},

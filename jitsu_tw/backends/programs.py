@@ -188,7 +188,7 @@ class Programs:
 def failed(argv: Sequence[str], ended: Ended) -> str:
     """Return why a program has failed."""
     how = "a signal" if ended.code is None else f"status {ended.code}"
-    words = tail(ended.err) or tail(ended.out) or "it wrote no message"
+    words = tail(f"{ended.out}\n{ended.err}") or "it wrote no message"
     return f"{argv[0]} ended with {how}: {words}"
 
 

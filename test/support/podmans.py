@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tarfile
+import time
 from io import BytesIO
 from ipaddress import ip_interface
 from pathlib import Path
@@ -60,6 +62,7 @@ class Podman:
     def __init__(self, network: Network, folder: Path) -> None:
         """Keep all there is of it in *folder*, and make the image."""
         self._network, self._folder = network, folder
+        self._server: subprocess.Popen[bytes] | None = None
         network.run("host", ["sh", "-ec", MOUNTS])
         (folder / "net").mkdir(parents=True)
         (folder / "net" / "lab.conflist").write_text(json.dumps(NETWORK).replace(
@@ -114,6 +117,22 @@ graphroot = "{folder / 'root'}"
         """Return what podman says of a container; empty if there is none."""
         return self.run("inspect", "-f", "{{.State.Status}}", name, check=False)
 
+    def serve(self) -> Path:
+        """Serve Docker's HTTP interface, if that is not served yet; return its socket."""
+        place = self._folder / "docker.sock"
+        if self._server is None:
+            variables = [f"{name}={value}" for name, value in self.environment.items()]
+            program = ["env", *variables, "podman", "system", "service", "--time=0", f"unix://{place}"]
+            self._server = subprocess.Popen(self._network.command("host", program), stdin=subprocess.DEVNULL)
+            while not place.exists():
+                time.sleep(0.01)
+        return place
+
     def close(self) -> None:
-        """Remove all containers."""
+        """Remove all containers; serve nothing."""
         self.run("rm", "--force", "--all", "--time", "0", check=False)
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            (self._folder / "docker.sock").unlink()
+            self._server = None

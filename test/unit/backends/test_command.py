@@ -365,6 +365,20 @@ class EventTests(CommandTestCase):
         await self.until_told(one, 2)
         self.assertLess(len(self.watcher.told), 5)
 
+    async def test_own_start(self) -> None:
+        """What a start has shown counts once; the events that it causes are one hint, a while later."""
+        one, _ = await self.two()
+        await self.until_told(one)  # that the stream runs
+        await self.backend.start(one)
+        asked = self.machines.calls().count("state one")
+        await deferLater(reactor, 0.1)
+        self.assertIs(Power.RUNNING, await self.backend.state(one))
+        self.assertEqual(asked, self.machines.calls().count("state one"))
+        self.assertEqual(["booted"], [reason for uuid, reason in self.watcher.told if uuid == one][1:])
+        await self.until_told(one, 3)
+        self.machines.become("one", "off")
+        self.assertIs(Power.OFF, await self.backend.state(one))
+
     async def test_begun_again(self) -> None:
         """A stream that ends is begun again, and what happened meanwhile is asked for."""
         self.patch(programs, "AGAIN", 0.05)

@@ -20,7 +20,15 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from demo import lab
 from jitsu_tw.backends import foreground
 from jitsu_tw.backends.command import CommandBackend
-from jitsu_tw.backends.preset import PRESETS, CommandSettings, Meaning, check_vm, commands_of, read_pair
+from jitsu_tw.backends.preset import (
+    PRESETS,
+    CommandSettings,
+    Meaning,
+    Variable,
+    check_vm,
+    commands_of,
+    read_pair,
+)
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Power, Start
 from jitsu_tw.settings import Mode
@@ -66,6 +74,30 @@ class PodmanContractTests(contract_backends.BackendContract):
         number = next(self.numbers)
         self.podman.create(f"m{number}", f"10.99.0.{number}", f"52:54:00:99:00:{number:02x}")
         return vm(f"m{number}", backend="podman", stop_timeout=1.0)
+
+
+class DockerApiContractTests(PodmanContractTests):
+    """The contract, on the same containers by Docker's HTTP interface, which podman has too."""
+
+    def make(self) -> Any:
+        """Return a backend, for podman's server."""
+        super().make()
+        variables = {"socket": Variable("its socket", str(self.podman.serve()))}
+        return CommandBackend(attrs.evolve(PRESETS["docker-api"], variables=variables))
+
+    def new_vm(self) -> VM:
+        """Return a VM with a container of its own."""
+        return attrs.evolve(super().new_vm(), backend="docker-api")
+
+    async def test_trouble(self) -> None:
+        """An error has the server's own words; a container that is not there is none."""
+        machine = self.new_vm()
+        uuid = await self.backend.look_up(machine)
+        self.podman.run("rename", machine.name, "other")
+        error = await self.failed_by(self.backend.start(uuid))
+        self.assertIsInstance(error, NoSuchVM)
+        self.podman.create(machine.name, "10.99.0.10", "52:54:00:99:00:10", "/no-such-program")
+        self.assertIn("a command that was not found", str(await self.failed_by(self.backend.start(uuid))))
 
 
 class ExecTests(contract_backends.BackendContract):
@@ -264,6 +296,26 @@ class VariablesTests(SynchronousTestCase):
                         except ConfigError as error:
                             said = str(error)
                         self.assertEqual(text not in taken, f"{name} should be" in said, (name, text, said))
+
+
+class NamesTests(SynchronousTestCase):
+    """The names of machines, which requests may choose."""
+
+    def test_no_other_machine(self) -> None:
+        """No name is a pattern, another server's machine or another place in a URL; where it is none, that is said."""
+        for preset in ("podman", "docker", "docker-api", "incus"):
+            self.assertEqual("", self.said("www-2", preset))
+            for name in ("other:www", "w.*", "../www", "www?t=1", "www/kill#", "w w", "www\n", "é", "^www"):
+                self.assertIn(f"is no name of a machine of {preset}", self.said(name, preset))
+
+    @staticmethod
+    def said(name: str, preset: str) -> str:
+        """Return what is said against a name."""
+        try:
+            check_vm(attrs.evolve(vm("www", backend=preset), name=name), preset)
+        except ConfigError as error:
+            return str(error)
+        return ""
 
 
 class AbsentTests(SynchronousTestCase):
