@@ -57,12 +57,14 @@ class Podman:
 
     Attributes:
         environment: the variables that lead podman to its configuration.
+        socket: of its server, if it serves.
     """
 
     def __init__(self, network: Network, folder: Path) -> None:
         """Keep all there is of it in *folder*, and make the image."""
         self._network, self._folder = network, folder
         self._server: subprocess.Popen[bytes] | None = None
+        self.socket = folder / "docker.sock"
         network.run("host", ["sh", "-ec", MOUNTS])
         (folder / "net").mkdir(parents=True)
         (folder / "net" / "lab.conflist").write_text(json.dumps(NETWORK).replace(
@@ -117,22 +119,24 @@ graphroot = "{folder / 'root'}"
         """Return what podman says of a container; empty if there is none."""
         return self.run("inspect", "-f", "{{.State.Status}}", name, check=False)
 
-    def serve(self) -> Path:
-        """Serve Docker's HTTP interface, if that is not served yet; return its socket."""
-        place = self._folder / "docker.sock"
+    def serve(self) -> None:
+        """Serve Docker's HTTP interface at its socket, if that is not served yet."""
         if self._server is None:
             variables = [f"{name}={value}" for name, value in self.environment.items()]
-            program = ["env", *variables, "podman", "system", "service", "--time=0", f"unix://{place}"]
+            program = ["env", *variables, "podman", "system", "service", "--time=0", f"unix://{self.socket}"]
             self._server = subprocess.Popen(self._network.command("host", program), stdin=subprocess.DEVNULL)
-            while not place.exists():
+            while not self.socket.exists():
                 time.sleep(0.01)
-        return place
+
+    def clear(self) -> None:
+        """Remove all containers."""
+        self.run("rm", "--force", "--all", "--time", "0", check=False)
 
     def close(self) -> None:
         """Remove all containers; serve nothing."""
-        self.run("rm", "--force", "--all", "--time", "0", check=False)
+        self.clear()
         if self._server is not None:
             self._server.kill()
             self._server.wait()
-            (self._folder / "docker.sock").unlink()
+            self.socket.unlink(missing_ok=True)
             self._server = None

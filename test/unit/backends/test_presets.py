@@ -33,7 +33,7 @@ from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
 from jitsu_tw.ijitsu import ENDED, Power, Start
 from jitsu_tw.settings import Mode
 from test.contract import backends as contract_backends
-from test.support import fakemachines, podmans, vm
+from test.support import dockers, fakemachines, podmans, vm
 
 if TYPE_CHECKING:
     from jitsu_tw.backends.preset import Preset
@@ -51,53 +51,91 @@ def laboratory() -> tuple[lab.Network, podmans.Podman]:
     return network, podman
 
 
+@functools.cache
+def docker() -> dockers.Docker:
+    """Return a Docker in the same network: one for all tests, too."""
+    network, _ = laboratory()
+    ends = contextlib.ExitStack()
+    atexit.register(ends.close)
+    made = dockers.Docker(network, Path(ends.enter_context(lab.directory())) / "docker")
+    ends.callback(made.close)
+    return made
+
+
 class PodmanContractTests(contract_backends.BackendContract):
     """The contract, on containers on a bridge in a network namespace."""
 
     prepares, makes, has_disks, saves = False, False, False, False
+    preset = "podman"
 
     def make(self) -> Any:
         """Return a backend that runs podman in the laboratory."""
         if missing := podmans.missing():
             raise SkipTest(f"not installed: {', '.join(missing)}; make setup")
         try:
-            network, self.podman = laboratory()
+            self.network, _ = laboratory()
         except lab.NetworkUnavailableError as error:
             raise SkipTest(f"no network namespaces here: {error}") from error
-        self.addCleanup(self.podman.close)
-        self.patch(os, "environ", {**os.environ, **self.podman.environment})
+        self.engine = self.begin()
+        self.addCleanup(self.engine.clear)
+        self.patch(os, "environ", {**os.environ, **self.engine.environment})
         self.numbers = itertools.count(10)
-        return CommandBackend(in_lab(PRESETS["podman"], network))
+        return CommandBackend(self.changed(PRESETS[self.preset]))
+
+    def begin(self) -> podmans.Podman | dockers.Docker:
+        """Return what has the containers."""
+        return laboratory()[1]
+
+    def changed(self, preset: Preset) -> Preset:
+        """Return *preset* with commands that run in the laboratory's host."""
+        commands = {name: tuple(self.network.command("host", words)) for name, words in preset.commands.items()}
+        return attrs.evolve(preset, commands=commands)
 
     def new_vm(self) -> VM:
         """Return a VM with a container of its own."""
         number = next(self.numbers)
-        self.podman.create(f"m{number}", f"10.99.0.{number}", f"52:54:00:99:00:{number:02x}")
-        return vm(f"m{number}", backend="podman", stop_timeout=1.0)
-
-
-class DockerApiContractTests(PodmanContractTests):
-    """The contract, on the same containers by Docker's HTTP interface, which podman has too."""
-
-    def make(self) -> Any:
-        """Return a backend, for podman's server."""
-        super().make()
-        variables = {"socket": Variable("its socket", str(self.podman.serve()))}
-        return CommandBackend(attrs.evolve(PRESETS["docker-api"], variables=variables))
-
-    def new_vm(self) -> VM:
-        """Return a VM with a container of its own."""
-        return attrs.evolve(super().new_vm(), backend="docker-api")
+        self.engine.create(f"m{number}", f"10.99.0.{number}", f"52:54:00:99:00:{number:02x}")
+        return vm(f"m{number}", backend=self.preset, stop_timeout=1.0)
 
     async def test_trouble(self) -> None:
-        """An error has the server's own words; a container that is not there is none."""
+        """An error has the engine's own words; a container that is not there is none."""
         machine = self.new_vm()
         uuid = await self.backend.look_up(machine)
-        self.podman.run("rename", machine.name, "other")
-        error = await self.failed_by(self.backend.start(uuid))
-        self.assertIsInstance(error, NoSuchVM)
-        self.podman.create(machine.name, "10.99.0.10", "52:54:00:99:00:10", "/no-such-program")
-        self.assertIn("a command that was not found", str(await self.failed_by(self.backend.start(uuid))))
+        self.engine.run("rename", machine.name, "other")
+        self.assertIsInstance(await self.failed_by(self.backend.start(uuid)), NoSuchVM)
+        self.engine.create(machine.name, "10.99.0.10", "52:54:00:99:00:10", "/no-such-program")
+        said = str(await self.failed_by(self.backend.start(uuid)))
+        self.assertRegex(said, "was not found|no such file or directory")
+
+
+class DockerContractTests(PodmanContractTests):
+    """The contract, on containers of Docker."""
+
+    preset = "docker"
+
+    def begin(self) -> podmans.Podman | dockers.Docker:
+        """Return what has the containers."""
+        return docker()
+
+
+class DockerApiContractTests(DockerContractTests):
+    """The contract, on containers of Docker by its HTTP interface."""
+
+    preset = "docker-api"
+
+    def changed(self, preset: Preset) -> Preset:
+        """Return *preset* for the engine's socket."""
+        return attrs.evolve(preset, variables={"socket": Variable("its socket", str(self.engine.socket))})
+
+
+class PodmanApiContractTests(DockerApiContractTests):
+    """The contract, on containers of podman by the same interface."""
+
+    def begin(self) -> podmans.Podman | dockers.Docker:
+        """Return what has the containers, and serves."""
+        _, podman = laboratory()
+        podman.serve()
+        return podman
 
 
 class ExecTests(contract_backends.BackendContract):
@@ -355,9 +393,3 @@ def _group(pid: int) -> int:
     with contextlib.suppress(ProcessLookupError):
         return os.getpgid(pid)
     return 0
-
-
-def in_lab(preset: Preset, network: lab.Network) -> Preset:
-    """Return *preset* with commands that run in the laboratory's host."""
-    commands = {name: tuple(network.command("host", words)) for name, words in preset.commands.items()}
-    return attrs.evolve(preset, commands=commands)
