@@ -30,22 +30,19 @@ from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from synjitsu_tw.counts import Counts, Port
+from synjitsu_tw.links import Interface, Links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from ipaddress import IPv4Interface, IPv6Interface
 
 #: Of <linux/rtnetlink.h>: the multicast groups for links, and for addresses and routes of IPv4 and IPv6.
 _LINKS: Final = 0x1
 _ADDRESSES: Final = 0x10 | 0x40 | 0x100 | 0x400
-
-#: Of <linux/if_bridge.h>: the state of a port.
-_FORWARDING: Final = 3
 
 #: Of <linux/neighbour.h>: states of an entry.
 _REACHABLE: Final = 0x02
@@ -58,10 +55,9 @@ _MASTER: Final = 0x04
 #: Of <linux/rtnetlink.h>: the type of a route to neighbours or through a gateway.
 _UNICAST: Final = 1
 
-#: Of <linux/if.h>: an interface that is up, one that does not use ARP, and one that has carrier.
+#: Of <linux/if.h>: an interface that is up, and one that does not use ARP.
 _UP: Final = 0x1
 _NOARP: Final = 0x80
-_LOWER_UP: Final = 0x10000
 
 #: The kinds of interfaces that lead to one guest; Xen's have no kind, but a name of their own. Others lead to a LAN.
 _GUESTS: Final = frozenset({"tun", "veth"})
@@ -108,68 +104,26 @@ class NotABridgeError(OSError):
     """An interface is no Linux bridge."""
 
 
-@attrs.frozen
-class Interface:
-    """
-    An interface, as the kernel describes it.
-
-    Attributes:
-        index: its number.
-        kind: ``bridge``, ``veth``, ``tun`` …; empty for hardware.
-        mtu: in octets.
-        master: the number of the bridge that it is a port of; 0 for none.
-        up: whether it is up and has carrier: of a veth pair, both ends are up.
-        forwards: whether its bridge forwards to it.
-        stp: whether it is a bridge with the spanning tree protocol, which forwards nothing to a new port for a while.
-    """
-
-    index: int
-    name: str
-    kind: str
-    mac: bytes
-    mtu: int
-    master: int
-    up: bool
-    forwards: bool
-    stp: bool
-
-    @classmethod
-    def read(cls, message: Any) -> Interface:
-        """Return the interface that an RTM_NEWLINK message describes."""
-        mac, info = message.get_attr("IFLA_ADDRESS"), message.get_attr("IFLA_LINKINFO")
-        kind, data, port = (
-            info.get_attr(f"IFLA_INFO_{part}") if info else None for part in ("KIND", "DATA", "SLAVE_DATA")
-        )
-        return cls(
-            message["index"],
-            message.get_attr("IFLA_IFNAME"),
-            kind or "",
-            bytes.fromhex(mac.replace(":", "")) if mac else b"",
-            message.get_attr("IFLA_MTU"),
-            message.get_attr("IFLA_MASTER") or 0,
-            message["flags"] & (_UP | _LOWER_UP) == _UP | _LOWER_UP,
-            bool(port and port.get_attr("IFLA_BRPORT_STATE") == _FORWARDING),
-            bool(kind == "bridge" and data and data.get_attr("IFLA_BR_STP_STATE")),
-        )
-
-
 class Kernel:
     """
     Reads and changes the network namespace that Synjitsu runs in.
 
     Attributes:
         counts: the packets of guests' conversations.
+        interfaces: reads the interfaces.
     """
 
     def __init__(self) -> None:
         """Open the sockets."""
         self.counts = Counts()
+        self.interfaces = Links()
         self._netlink = IPRoute()
         self._links, self._addresses = _listen(_LINKS), _listen(_ADDRESSES)
 
     def close(self) -> None:
         """Close the sockets."""
         self.counts.close_all()
+        self.interfaces.close()
         self._netlink.close()
         self._links.close()
         self._addresses.close()
@@ -202,7 +156,7 @@ class Kernel:
         Raises:
             OSError: there is none.
         """
-        return Interface.read(self._do(self._netlink.link, "get", ifname=name)[0])
+        return self.interfaces.called(name)
 
     def addresses(self) -> dict[str, list[IPv4Interface | IPv6Interface]]:
         """Return this host's addresses with the lengths of their prefixes, by interface."""
@@ -261,11 +215,6 @@ class Kernel:
             link.bind((port_name(bridge) + _FAR, 0))
             link.send(octets)
 
-    def ports(self, bridge: Interface) -> Iterator[Interface]:
-        """Yield the ports of a bridge."""
-        found = map(Interface.read, self._do(self._netlink.link, "dump", master=bridge.index))
-        return (port for port in found if port.master == bridge.index)
-
     def is_same_port(self, interface: str, mac: bytes, known: frozenset[bytes], domid: int | None) -> bool:
         """
         Return whether *mac* is behind the same port as the guest that has the *known* MACs.
@@ -278,8 +227,7 @@ class Kernel:
             at = self._learnt_at(bridge, mac)
             if at is None:
                 return False
-            # This reads one port, not all: reading a hundred takes 60 ms, and any neighbour can cause many look-ups.
-            port = Interface.read(self._do(self._netlink.link, "get", index=at)[0])
+            port = self.interfaces.at(at)  # not all: any neighbour can cause many look-ups
             if domid is not None and port.name.startswith(f"vif{domid}."):
                 return True
             taps = {_TAP + one[1:] for one in known}
@@ -316,7 +264,7 @@ class Kernel:
         bridge, port = self.interface(name), port_name(name)
         if bridge.kind != "bridge":
             raise NotABridgeError(errno.EOPNOTSUPP, "it is no Linux bridge")
-        ports = list(self.ports(bridge))
+        ports = self.interfaces.ports(bridge.index)
         others = [one for one in ports if one.name != port]
         # A bridge whose MTU no operator has chosen takes the least of its ports: this port must not lower it.
         mtu = min((one.mtu for one in others), default=bridge.mtu)

@@ -32,7 +32,8 @@ from jitsu_tw.rules.flows import Flows
 from jitsu_tw.synjitsu_client import SynjitsuClient
 from synjitsu_tw import conversation, service, tap
 from synjitsu_tw.counts import Counts, Port
-from synjitsu_tw.kernel import Interface, Kernel, NotABridgeError
+from synjitsu_tw.kernel import Kernel, NotABridgeError
+from synjitsu_tw.links import Interface
 from synjitsu_tw.packets import ACK, RST, SYN
 from synjitsu_tw.service import BEFORE_HELLO, ORPHANED, SUMMONS, Synjitsu
 from synjitsu_tw.syns import EXPIRY
@@ -387,14 +388,13 @@ class KernelTests(SynchronousTestCase):
         bridge, read = FakeKernel().interface("br0"), list[int]()
         port = attrs.evolve(bridge, index=9, kind="tun", mac=b"\xfe" + GUEST[1:], master=bridge.index)
 
-        def get(_call: Any, _what: str, *, index: int) -> list[Interface]:
+        def at(index: int) -> Interface:
             read.append(index)
-            return [port]
+            return port
 
         self.patch(kernel, "interface", lambda _: bridge)
         self.patch(kernel, "_learnt_at", lambda _bridge, _mac: 9)
-        self.patch(kernel, "_do", get)
-        self.patch(Interface, "read", lambda found: found)
+        self.patch(kernel.interfaces, "at", at)
         self.assertTrue(kernel.is_same_port("br0", PEER, frozenset({GUEST}), None))
         self.assertEqual([9], read)
 
