@@ -6,7 +6,10 @@ Two containers that are the same, on the same bridge, in turn: one start by hand
 and the MAC and tries to connect every few milliseconds; one by a query, with a client that asks once and connects once.
 Run it as::
 
-    python -m bench.speed.commands [--rounds 10] [--json FILE]
+    python -m bench.speed.commands [--backend podman] [--rounds 10] [--json FILE]
+
+With ``--backend docker-api`` Jitsu starts the container by podman's HTTP interface, which is compared to ``podman
+start``, too.
 
 It needs what the end-to-end tests need; figures are medians of the rounds, in milliseconds.
 """
@@ -37,9 +40,12 @@ if TYPE_CHECKING:
 #: The container that is started by hand: the same but for its name and address, which Jitsu and Synjitsu do not know.
 HAND: Final = "hand"
 
+#: More starts in a minute are refused to a client whose address no cookie proves.
+MOST: Final = 24
+
 CONFIGURATION: Final = f"""\
 bind: {lab.HOST_IP}
-backend: podman
+backend: {{backend}}
 synjitsu: {{place}}
 vms:
   - name: www
@@ -48,7 +54,7 @@ vms:
     mac: "{READY_MAC}"
     wait_for_port: {PORT}
     use_synjitsu: true
-"""
+{{more}}"""
 
 
 def by_hand(network: lab.Network, podman: Podman) -> dict[str, float]:
@@ -67,7 +73,7 @@ def by_hand(network: lab.Network, podman: Podman) -> dict[str, float]:
     return {step: (when - begin) * 1000 for step, when in seen.items()}
 
 
-def measure(rounds: int) -> dict[str, Any]:
+def measure(rounds: int, backend: str) -> dict[str, Any]:
     """Start the container *rounds* times each way, in turn; return all figures, medians and the ratio."""
     with contextlib.ExitStack() as stack:
         directory, network = stage(stack)
@@ -79,7 +85,12 @@ def measure(rounds: int) -> dict[str, Any]:
         synjitsu = Synjitsu(directory, network)
         stack.callback(synjitsu.stop, signal.SIGKILL)
         synjitsu.start()
-        jitsu = Jitsu(directory, CONFIGURATION.format(place=synjitsu.place), lab.HOST_IP, network)
+        more = ""
+        if backend == "docker-api":
+            podman.serve()
+            more = f"    variables: {{socket: {podman.socket}}}\n"
+        configuration = CONFIGURATION.format(place=synjitsu.place, backend=backend, more=more)
+        jitsu = Jitsu(directory, configuration, lab.HOST_IP, network)
         stack.callback(jitsu.stop, signal.SIGKILL)
         jitsu.start()
         hands, queries = [], []
@@ -93,11 +104,12 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--rounds", default=10, show_default=True, help="Starts each way.")
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(1, MOST), help="Starts each way.")
+@click.option("--backend", type=click.Choice(["podman", "docker-api"]), default="podman", show_default=True)
 @json_option
-def main(rounds: int, path: Path | None) -> None:
+def main(rounds: int, backend: str, path: Path | None) -> None:
     """Measure cold starts of a container."""
-    figures = measure(rounds)
+    figures = measure(rounds, backend)
     write(path, figures)
     console = Console(highlight=False)
     console.print(median_table(figures, "podman start", ("created", "answered", "connected", "first octet")))
