@@ -112,6 +112,7 @@ class PodmanTests(CommandsTestCase):
     """Containers."""
 
     podman: podmans.Podman
+    backend = "podman"
 
     def container(self, more: str, *program: str) -> Jitsu:
         """Make the container, and start a Jitsu for it."""
@@ -120,7 +121,11 @@ class PodmanTests(CommandsTestCase):
         self.podman = podmans.Podman(self.network, self.directory / "podman")
         self.addCleanup(self.podman.close)
         self.podman.create("www", IP, MAC, *program)
-        return self.begin_with(f"backend: podman\n    {more}", **self.podman.environment)
+        return self.begin_with(f"backend: {self.backend}\n    {self.serving()}\n    {more}", **self.podman.environment)
+
+    def serving(self) -> str:
+        """Return the keys that tell of a server."""
+        return ""
 
     def test_cold(self) -> None:
         """A query starts the container, Synjitsu holds the client's SYN, and the container is stopped when idle."""
@@ -181,15 +186,26 @@ class PodmanTests(CommandsTestCase):
         self.assertIn(f"IN\tA\t{IP}", self.dig())
         jitsu.wait("up")
         self.podman.run("rm", "--force", "--time", "0", "www")
-        self.until(lambda: "podman knows no www" in jitsu.vm()["reason"])
+        self.until(lambda: f"{self.backend} knows no www" in jitsu.vm()["reason"])
         said = self.dig()
         self.assertIn("status: SERVFAIL", said)
-        self.assertIn("podman knows no www; make it, and Jitsu finds it", said)
+        self.assertIn(f"{self.backend} knows no www; make it, and Jitsu finds it", said)
         self.podman.create("www", IP, MAC)
         jitsu.wait("off", patience=5)
         self.until(lambda: f"IN\tA\t{IP}" in self.dig())  # after the rest that follows a start that has failed
         jitsu.wait("up")
         self.assertEqual("running", self.podman.state("www"))
+
+
+class ServerTests(PodmanTests):
+    """The same containers by podman's server."""
+
+    backend = "docker-api"
+
+    def serving(self) -> str:
+        """Start the server, and return the keys that tell of it."""
+        self.podman.serve()
+        return f"variables: {{socket: {self.podman.socket}}}"
 
 
 class WakeTests(CommandsTestCase):
