@@ -390,7 +390,7 @@ WRONG = (
     ("when_full: wait\n" + VM, 1, "when_full: 'wait' is not one of refuse, stop_idle"),
     (VM + "    kernel: vmlinuz\n", 5, "kernel: is for the backend libxl only"),
     (VM + "    backend: libxl\n    memory: 12 apples\n", 6, "memory: "),
-    (VM + "    commands: {start: x}\n", 5, "commands: is for the backend command or docker or exec or incus or podman"),
+    (VM + "    commands: {start: x}\n", 5, "commands: is for the backend command or docker or docker-api or exec"),
     (COMMAND + "    commands: {start: x, strat: y}\n", 6, "'strat' is not one of events, kill, packets, pause, "),
     (COMMAND + "    commands: {start: x}\n", 6, "commands: state is missing; give this command"),
     (COMMAND + "    commands:\n      state: x\n      start: 'x \"y'\n", 8, "quote as in a shell"),
