@@ -11,6 +11,7 @@ where Twisted would fork: a fork of Jitsu takes 15 ms.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from functools import partial
@@ -31,8 +32,30 @@ if TYPE_CHECKING:
 #: Seconds after a program's end in which its output is still read.
 OUTPUT_WITHIN: Final = 0.5
 
+#: The signals that this process may ignore, and its programs do not; Popen itself resets SIGPIPE and SIGXFSZ.
+_NOT_INHERITED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGCHLD)
+
 #: In octets: how much of a program's output is read at once.
 PIECE: Final = 65536
+
+
+def begin(argv: Sequence[str], **options: Any) -> Popen[bytes]:
+    """
+    Begin a program without input; the *options* are Popen's.
+
+    What this process ignores, as below nohup(1) or in the background of a shell, its programs do not: the signals get a
+    handler that does nothing, which no program inherits.
+
+    Raises:
+        OSError: there is no such program, or there can be no further process.
+    """
+    for number in _NOT_INHERITED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    try:
+        return Popen(argv, 0, stdin=DEVNULL, **options)  # noqa: S603
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"no program has such arguments: {error}") from error
 
 
 @implementer(IReadDescriptor)
@@ -119,8 +142,8 @@ class Child:
         self._reactor, self._received, self._exited, self._ended = reactor, received, exited, ended
         self._group, self._timer = group, None
         self.code: int | None = None
-        self._process = Popen(  # noqa: S603
-            argv, 0, program, DEVNULL, PIPE, PIPE, env=env, cwd=path, start_new_session=group
+        self._process = begin(
+            argv, executable=program, stdout=PIPE, stderr=PIPE, env=env, cwd=path, start_new_session=group
         )
         self.pid = self._process.pid
         try:

@@ -34,6 +34,10 @@ _DONE: Final = 3
 _GETLINK: Final = 18
 _REQUEST: Final = 0x1
 _DUMP: Final = 0x300
+_INTERRUPTED: Final = 0x10
+
+#: How often a list is asked for that has changed meanwhile.
+_TRIES: Final = 3
 
 #: Of <linux/if_link.h>: attributes of an interface, of its kind, of a bridge and of a bridge's port.
 _ADDRESS: Final = 1
@@ -144,38 +148,49 @@ class Links:
 
     def called(self, name: str) -> Interface:
         """Return the interface called *name*."""
-        return next(self._get(0, _attribute(_NAME, name.encode() + b"\0")))
+        return self._get(0, _attribute(_NAME, name.encode() + b"\0"))[0]
 
     def at(self, index: int) -> Interface:
         """Return the interface with this number."""
-        return next(self._get(index, b""))
+        return self._get(index, b"")[0]
 
     def ports(self, bridge: int) -> list[Interface]:
         """Return the ports of the bridge with this number."""
         asked = _attribute(_MASTER, struct.pack("=I", bridge))
         return [port for port in self._get(0, asked, _DUMP) if port.master == bridge]
 
-    def _get(self, index: int, asked: bytes, flags: int = 0) -> Iterator[Interface]:
+    def _get(self, index: int, asked: bytes, flags: int = 0) -> list[Interface]:
+        for _ in range(_TRIES):
+            found, is_whole = self._ask(index, asked, flags)
+            if is_whole:
+                break
+        return found
+
+    def _ask(self, index: int, asked: bytes, flags: int) -> tuple[list[Interface], bool]:
+        """Return interfaces, and whether nothing has changed while the kernel listed them."""
         self._number += 1
+        found, is_whole = list[Interface](), True
         asked = _LINK.pack(0, 0, index, 0, 0) + asked + _attribute(_WANTED, struct.pack("=I", _NO_COUNTERS))
         length = _MESSAGE.size + len(asked)
         self._socket.send(_MESSAGE.pack(length, _GETLINK, _REQUEST | flags, self._number, 0) + asked)
-        while True:
-            for kind, message in self._receive():
-                if kind == _DONE:
-                    return
-                if kind == _ERROR:
+        is_over = False
+        while not is_over:
+            for kind, changed, message in self._receive():
+                is_whole = is_whole and not changed & _INTERRUPTED
+                is_over = kind == _DONE or not flags
+                if kind in {_DONE, _ERROR}:
                     code = -struct.unpack_from("=i", message)[0]
-                    raise OSError(code, os.strerror(code))
-                yield Interface.read(message)
-            if not flags:
-                return
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                else:
+                    found.append(Interface.read(message))
+        return found, is_whole
 
-    def _receive(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the types and the contents of the next messages; those of an earlier request are passed over."""
+    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the next messages, as type, flags and content; those of an earlier request are passed over."""
         octets, at = self._socket.recv(_PIECE), 0
         while at + _MESSAGE.size <= len(octets):
-            length, kind, _, number, _ = _MESSAGE.unpack_from(octets, at)
+            length, kind, flags, number, _ = _MESSAGE.unpack_from(octets, at)
             if number == self._number:
-                yield kind, octets[at + _MESSAGE.size : at + length]
+                yield kind, flags, octets[at + _MESSAGE.size : at + length]
             at += max(_MESSAGE.size, length + -length % _PADDED)

@@ -212,7 +212,6 @@ class CommandBackend:
         self._watcher = None
         for one in self._machines.values():
             one.end_calls()
-        self._foreground.close()
         streams, self._streams = self._streams, {}
         endings = [*self._ending, *(stream.end() for stream in streams.values())]
         await self._programs.close()
@@ -220,6 +219,7 @@ class CommandBackend:
             await ending
         for one in self._machines.values():
             await one.lock.run(lambda: None)  # the calls that are under way have ended
+        self._foreground.close()
 
     # Observing.
 
@@ -292,6 +292,7 @@ class CommandBackend:
         """Return what its command `state` says; once, what its command `start` has shown, if events tell of changes."""
         if one.power is not None and self._reactor.seconds() < one.shown_until:
             one.shown_until = -inf
+            self._poll_later(one)
             return one.power
         return await self._ask(one)
 

@@ -14,7 +14,6 @@ import signal
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from subprocess import DEVNULL, Popen
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -22,10 +21,11 @@ from twisted.logger import Logger
 
 from jitsu_tw.errors import BackendError
 from jitsu_tw.ijitsu import ENDED, Power
-from jitsu_tw.processes import Descriptor
+from jitsu_tw.processes import Descriptor, begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from subprocess import Popen
 
     from jitsu_tw.backends.programs import Programs
 
@@ -147,8 +147,9 @@ class Foreground:
         """Observe a process; *over* is called when it has ended."""
 
         def ended() -> None:
-            self._over(uuid)
-            over()
+            if _state(pid) in _ENDED:  # when the reactor ends, it tells each reader that its connection is lost
+                self._over(uuid)
+                over()
 
         self._kept[uuid] = _Kept(pid, Descriptor(self._reactor, FileIO(os.pidfd_open(pid)), ended))
 
@@ -171,7 +172,7 @@ class Foreground:
         environment = {**self._programs.environment, MARK: uuid}
         try:
             words = [program, *argv[1:]]
-            process = Popen(words, stdin=DEVNULL, env=environment, cwd="/", start_new_session=True)  # noqa: S603
+            process = begin(words, env=environment, cwd="/", start_new_session=True)
             try:
                 self._keep(uuid, process.pid, partial(self._reap, name, process))
             except OSError:

@@ -74,12 +74,6 @@ def why_not_there(program: str, path: str) -> str:
     return f"there is no program {program} here; install it, or give its whole path"
 
 
-def tied(argv: Sequence[str]) -> list[str]:
-    """Return the arguments that have the kernel end a program when Jitsu is killed, if setpriv(1) is there."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig=TERM", *argv] if setpriv else list(argv)
-
-
 def tail(text: str, lines: int = LAST_LINES) -> str:
     """Return the last *lines* of a program's messages, printable, as one line; all for 0."""
     found = [printable(line.strip()) for line in text.splitlines() if line.strip()]
@@ -116,6 +110,17 @@ class Programs:
             raise BackendLost(why)
         return str(shutil.which(program, path=path))
 
+    def tied(self, argv: Sequence[str]) -> list[str]:
+        """
+        Return the arguments that have the kernel end a program, but not what that has begun, when Jitsu is killed.
+
+        Where there is no setpriv(1) of util-linux (that of busybox cannot do it), they are *argv*.
+        """
+        setpriv = shutil.which("setpriv", path=self.environment["PATH"])
+        if setpriv is None or Path(setpriv).resolve().name != "setpriv":
+            return list(argv)
+        return [setpriv, "--pdeathsig=TERM", *argv]
+
     def run(self, argv: Sequence[str], within: float, use: str, *, tied: bool = False) -> Deferred[Ended]:
         """
         Run a program, when a slot of its *use* is free, to its end or until its time is up; then end its whole group.
@@ -140,7 +145,7 @@ class Programs:
         if self._closed is not None:
             raise BackendError("Jitsu ends")
         program = self.resolve(argv[0])
-        words = tied([program, *argv[1:]]) if is_tied else [program, *argv[1:]]
+        words = self.tied([program, *argv[1:]]) if is_tied else [program, *argv[1:]]
         try:
             process = Process(
                 self._reactor, words, within=within, env=self.environment, grace=GRACE, most=LONGEST_OUTPUT, path="/",
@@ -232,7 +237,7 @@ class Stream:
         """Begin the program."""
         self._since, self._rest, self._err = self._reactor.seconds(), b"", b""
         try:
-            argv = tied([self._programs.resolve(self._argv[0]), *self._argv[1:]])
+            argv = self._programs.tied([self._programs.resolve(self._argv[0]), *self._argv[1:]])
             self._child = Child(
                 self._reactor, argv, self._received, self._exited, self._is_over,
                 env=self._programs.environment, path="/", group=True,

@@ -1090,13 +1090,15 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "takes another user's process for a machine"),
         ("    return int(user) == os.getuid() and is_here", "    return int(user) == os.getuid()",
          "takes a process of a container for a machine"),
+        ("            if _state(pid) in _ENDED:", "            if True:", "kills machines that run when it ends"),
     ),
     ("commands", "jitsu_tw/backends/programs.py", "test.unit.backends.test_command.TroubleTests"): (
         ("                group=True,\n            )  # fmt: skip\n        except OSError",
          "            )\n        except OSError",
          "ends a command and lets go on what it has begun"),
         ("most=LONGEST_OUTPUT, ", "", "keeps as much as a command writes"),
-        ("words = tied([program, *argv[1:]]) if is_tied else", "words =", "starts a machine twice when it is killed"),
+        ("words = self.tied([program, *argv[1:]]) if is_tied else", "words =",
+         "starts a machine twice when it is killed"),
         ("DeferredSemaphore(PROGRAMS)", "DeferredSemaphore(1)", "has one command that hangs hold up all machines"),
         ("self._slots[use].run(", 'self._slots["start"].run(', "has machines that end hold up those that start"),
     ),
@@ -1110,6 +1112,10 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
          "waits for ever for what a program leaves behind"),
         ("        if self._late:\n            self._child.signal", "        if False:\n            self._child.signal",
          "lets go on what ignores SIGTERM when its leader has ended by it"),
+    ),
+    ("Synjitsu", "synjitsu_tw/links.py", "test.unit.synjitsu.test_links"): (
+        ("            if number == self._number:", "            if True:", "takes a late answer for another one"),
+        ("is_over = kind == _DONE or not flags", "is_over = True", "sees only some ports of a bridge"),
     ),
     ("commands", "jitsu_tw/backends/bridge.py", "test.unit.backends.test_bridge"): (
         ("if macs == {mac} else", "if True else", "takes the packets of the whole LAN for those of a machine"),

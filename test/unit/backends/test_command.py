@@ -100,7 +100,7 @@ class CommandTestCase(TestCase):
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until *condition* holds."""
-        for _ in range(500):
+        for _ in range(3000):
             if condition():
                 return
             await deferLater(reactor, 0.01)
@@ -185,6 +185,7 @@ class TroubleTests(CommandTestCase):
         hang = []
         for number, uuid in enumerate(slow):
             await self.backend.start(uuid)
+            await self.backend.state(uuid)  # as the start has shown it
             what = "stop" if number < 2 else "state"
             self.machines.fault(f"m{number}", f"{what} hangs")
             call = self.backend.stop(uuid, Mode.SHUTDOWN) if number < 2 else self.backend.state(uuid)
@@ -303,6 +304,14 @@ class TroubleTests(CommandTestCase):
         await self.backend.start(other)
         self.machines.fault("other", "kill is nothing")
         self.assertIn("it is not off", await self.failing(self.backend.stop(other, Mode.DESTROY)))
+
+    async def test_tied_by_another(self) -> None:
+        """A setpriv that cannot do it, as busybox has one, is left out."""
+        place = self.machines.folder / "bin"
+        place.mkdir()
+        (place / "setpriv").symlink_to("/bin/busybox")
+        self.backend._programs.environment = {"PATH": f"{place}:/usr/bin:/bin"}
+        self.assertEqual("", await self.backend._programs.done(["true"], 10.0, "start", tied=True))
 
     async def test_killed(self) -> None:
         """The start that runs when Jitsu is killed is ended: the next Jitsu does not run a second one beside it."""

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from unittest import mock
 from uuid import uuid4
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from jitsu_tw.backends import foreground
+from jitsu_tw.backends.programs import Programs
+from jitsu_tw.ijitsu import ENDED, Power
+
+
+class EndTests(TestCase):
+    """When a program counts as ended."""
+
+    async def test_not_yet(self) -> None:
+        """A program that runs is not ended by what looks like its end: another one's event, or the reactor's end."""
+        told: list[tuple[str, str]] = []
+        kept = foreground.Foreground(Programs(reactor), lambda *change: told.append(change), reactor)
+        self.addCleanup(kept.close)
+        kept.start("one", "one", ["sleep", "1000"])
+        kept._kept["one"].handle.connectionLost(None)
+        self.assertIs(Power.RUNNING, kept.power("one"))
+        kept.signal("one", signal.SIGKILL)
+        while not told:
+            await deferLater(reactor, 0.01)
+        self.assertEqual(([("one", ENDED)], Power.OFF), (told, kept.power("one")))
 
 
 class FoundTests(SynchronousTestCase):

@@ -35,6 +35,17 @@ class ProcessTests(TestCase):
                       env={"A": "b"})  # fmt: skip
         self.assertEqual("/\nb\n", (await process.ended).out)
 
+    async def test_signals(self) -> None:
+        """What Jitsu ignores, as below nohup(1) or in the background of a shell, its programs do not."""
+        for number in (signal.SIGHUP, signal.SIGINT):
+            self.addCleanup(signal.signal, number, signal.signal(number, signal.SIG_IGN))
+        ended = await self.run_it("grep SigIgn /proc/self/status").ended
+        self.assertEqual(0, int(ended.out.split()[1], 16) & 0b11)
+
+    def test_arguments(self) -> None:
+        """Arguments that no program can have are an error like any other."""
+        self.assertRaises(OSError, Process, reactor, ["echo", "a\0b"], within=PATIENCE, env={})
+
     def test_none(self) -> None:
         """A program that is not there is an error."""
         self.assertRaises(OSError, Process, reactor, ["/no/such"], within=PATIENCE, env={})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+from unittest import mock
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -34,6 +35,18 @@ class LinksTests(SynchronousTestCase):
             self.assertEqual(errno.ENODEV, self.assertRaises(OSError, ask).errno)
         self.assertEqual(links.called("lo"), links.at(links.called("lo").index))
         self.assertEqual([], links.ports(links.called("lo").index))
+
+    def test_late(self) -> None:
+        """An answer that comes when nobody waits for it any more is passed over."""
+        links = Links()
+        self.addCleanup(links.close)
+        links._socket.settimeout(0)
+        with mock.patch.object(links, "_receive", side_effect=TimeoutError):
+            self.assertRaises(OSError, links.at, 1)
+            self.assertRaises(OSError, links.ports, 1)
+        links._socket.settimeout(10)
+        self.assertEqual("lo", links.called("lo").name)
+        self.assertRaises(OSError, links.called, "no-such")
 
     def test_same(self) -> None:
         """What is read is what ip(8) says."""
