@@ -45,6 +45,9 @@ ASK_AGAIN_AT_MOST: Final = 1.0
 #: Seconds between two hints of a stream that are told of one machine.
 HINT_EVERY: Final = 0.5
 
+#: In characters: the longest event that is told as it is; what is longer has all that is known of a machine.
+LONGEST_EVENT: Final = 100
+
 #: The state of a machine that a stop in this mode leaves.
 _PAUSES: Final = frozenset({Mode.PAUSE, Mode.SUSPEND})
 
@@ -79,6 +82,7 @@ class _Machine:
         stream: tells its changes.
         poll: the next call of `state`.
         hint: tells the watcher of a change.
+        reason: why there is one.
         hinted: when the last one was told, or a command was run that causes some, in seconds of the reactor.
         shown_until: until when its power counts, once, as a command has just shown it, in seconds of the reactor.
         ends_until: until when it may take to shut down, in seconds of the reactor.
@@ -94,6 +98,7 @@ class _Machine:
     stream: Stream | None = None
     poll: Any = None
     hint: Any = None
+    reason: str = ""
     hinted: float = -inf
     shown_until: float = -inf
     ends_until: float = -inf
@@ -553,8 +558,9 @@ class CommandBackend:
         of_stream = {one.vm.name: one for one in self._of(argv)}
         is_own = len(of_stream) == 1 and not any(one.commands.named for one in of_stream.values())
         for line in dict.fromkeys(lines):
+            said = f"{self} says: {line}" if len(line) <= LONGEST_EVENT else f"{self} tells of a change"
             for name in of_stream if is_own else of_stream.keys() & _BETWEEN.split(line):
-                self._hint(of_stream[name], f"{self} says: {line}")
+                self._hint(of_stream[name], said)
 
     def _begun(self, argv: tuple[str, ...]) -> None:
         """Hint at all machines of a stream that has begun again: what happened meanwhile, it has not told."""
@@ -565,14 +571,15 @@ class CommandBackend:
         return [one for one in self._machines.values() if one.commands.argv.get("events") == argv]
 
     def _hint(self, one: _Machine, reason: str) -> None:
-        """Tell the watcher, now or when the last hint is old enough."""
+        """Tell the watcher, with the last reason, now or when the last hint is old enough."""
+        one.reason = reason
         if self._watcher is not None and (one.hint is None or not one.hint.active()):
             wait = max(0.0, one.hinted + HINT_EVERY - self._reactor.seconds())
-            one.hint = self._reactor.callLater(wait, self._hinted, one, reason)
+            one.hint = self._reactor.callLater(wait, self._hinted, one)
 
-    def _hinted(self, one: _Machine, reason: str) -> None:
+    def _hinted(self, one: _Machine) -> None:
         one.hinted, one.shown_until = self._reactor.seconds(), -inf
-        self._changed(one.uuid, tail(reason))
+        self._changed(one.uuid, tail(one.reason))
 
     def _poll_later(self, one: _Machine) -> None:
         """Ask again in a while if nobody tells when a machine that is up, or is not there, changes."""

@@ -73,14 +73,14 @@ class Machine(Life):
         waiters: the clients that wait for its activation; None where there is none.
     """
 
-    __slots__ = ("_context", "_look", "_stopped", "_waiting", "backend", "uuid", "vm", "waiters")
+    __slots__ = ("_context", "_look", "_stopped", "_unseen", "_waiting", "backend", "uuid", "vm", "waiters")
 
     log = Logger()
 
     def __init__(self, vm: VM, backend: IBackend, context: IMachineContext) -> None:
         """Begin in the state UNKNOWN: the backend has not been asked yet."""
         super().__init__()
-        self.vm, self.backend, self.uuid = vm, backend, ""
+        self.vm, self.backend, self.uuid, self._unseen = vm, backend, "", ""
         self.waiters: Waiters | None = None
         self._context = context
         self._waiting: Deferred[None] | None = None
@@ -258,12 +258,13 @@ class Machine(Life):
             self.lose(str(error), NoSuchVM)
         except BackendError as error:
             look.again, power = False, None
-            self.reason = str(error)
+            self.reason = self._unseen = str(error)  # until it can be asked again
         finally:
             look.busy = False
             if not look.again and self._look is look:
                 self._look = None
         if power is not None and not look.again:
+            self.reason, self._unseen = self.reason if self.reason != self._unseen else "", ""
             self.feed(steps.SEEN[power], look.reason)
 
     def hinted(self) -> Deferred[None]:

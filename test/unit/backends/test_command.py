@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
@@ -365,6 +366,26 @@ class EventTests(CommandTestCase):
         await self.until_told(one)
         self.assertNotIn(other, [told[0] for told in self.watcher.told])
         self.assertEqual(1, self.machines.calls().count("events "))
+
+    def has_reason(self, uuid: str, reason: str) -> bool:
+        """Return whether this is the last reason for a hint."""
+        return self.backend._machine(uuid).reason == reason
+
+    async def test_reason(self) -> None:
+        """The reason is the last of the events that came; a long one is not shown, for it has more than that."""
+        one, _ = await self.two()
+        await self.until_told(one)
+        for line in ("one is dying", "one died", f"one {'x' * 200}"):
+            self.machines.tell(line)
+            said = f"command says: {line}" if line[-1] != "x" else "command tells of a change"
+            await self.until(partial(self.has_reason, one, said))
+            if line == "one died":
+                await self.until_told(one, 2)
+        await self.until_told(one, 3)
+        self.assertEqual(
+            ["command says: one died", "command tells of a change"],
+            [reason for uuid, reason in self.watcher.told if uuid == one][1:],
+        )
 
     async def test_bounded(self) -> None:
         """A thousand lines are few hints."""

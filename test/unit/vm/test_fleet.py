@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid as uuids
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
@@ -580,6 +581,17 @@ class StopTests(FleetTestCase):
             look, power = looks.pop(0)
             look.callback(power)
         self.assertIs(State.OFF, self.world.machine().state)
+
+    def test_seen_again(self) -> None:
+        """Why the backend could not tell what a VM does is its reason until the backend can tell that again."""
+        self.world = World(vm(idle=60))
+        self.ask()
+        machine = self.world.machine()
+        with mock.patch.object(self.world.backend, "state", return_value=fail(BackendError("its socket is gone"))):
+            machine.look("something happened")
+        self.assertEqual((State.UP, "its socket is gone"), (machine.state, machine.reason))
+        machine.look("its events are told again")
+        self.assertEqual((State.UP, ""), (machine.state, machine.reason))
 
     def test_shutdown_takes_its_time(self) -> None:
         """A guest that shuts down late, but in time, is not destroyed."""
