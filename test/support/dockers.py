@@ -75,7 +75,7 @@ class Docker:
     def _prepare(self, folder: Path) -> None:
         """Wait until the server serves; make the network and the image."""
         end = time.monotonic() + PATIENCE
-        while not self.run("version", check=False):
+        while not self.run("network", "ls", "--quiet", check=False):
             if time.monotonic() > end or self._server.poll() is not None:
                 raise AssertionError((folder / "log").read_text()[-2000:])
             time.sleep(0.05)
