@@ -387,6 +387,22 @@ class EventTests(CommandTestCase):
             [reason for uuid, reason in self.watcher.told if uuid == one][1:],
         )
 
+    async def test_of_others(self) -> None:
+        """An event of a preset's that names others is none of the only machine's, as one of its own events would be."""
+        preset = attrs.evolve(PRESETS["command"], commands={"events": (str(self.machines.program), "events")})
+        backend = CommandBackend(preset)
+        backend.connect(self.watcher)
+        self.addCleanup(backend.close)
+        uuid = await backend.look_up(self.machines.vm("www", "events"))
+        await self.until_told(uuid)  # that the stream runs
+        await self.until(lambda: "events " in self.machines.calls())
+        await deferLater(reactor, 0.1)  # until tail(1) has opened the file
+        for name in ("other", "www"):
+            await deferLater(reactor, 2 * programs.READ_EVERY)
+            self.machines.tell(f"{name} started")
+        await self.until_told(uuid, 2)
+        self.assertEqual((uuid, "command says: www started"), self.watcher.told[1])
+
     async def test_bounded(self) -> None:
         """A thousand lines are few hints."""
         one, _ = await self.two()
