@@ -1117,6 +1117,13 @@ _ROWS: Final[Mapping[tuple[str, str, str], tuple[tuple[str, str, str], ...]]] = 
         ("            if number == self._number:", "            if True:", "takes a late answer for another one"),
         ("is_over = kind == _DONE or not flags", "is_over = True", "sees only some ports of a bridge"),
     ),
+    ("commands", "jitsu_tw/backends/command.py", "test.unit.backends.test_command.EventTests"): (
+        ("len(of_stream) == 1 and not any(", "len(of_stream) == 1 or any(", "takes all events for its own"),
+        ("            one.shown_until = self._reactor.seconds() + HINT_EVERY\n", "            pass\n",
+         "asks for what a start has just shown"),
+        ("        one.reason = reason\n", "        one.reason = one.reason or reason\n",
+         "tells the first of several reasons"),
+    ),
     ("commands", "jitsu_tw/backends/bridge.py", "test.unit.backends.test_bridge"): (
         ("if macs == {mac} else", "if True else", "takes the packets of the whole LAN for those of a machine"),
     ),

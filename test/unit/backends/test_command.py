@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
-from jitsu_tw.backends import foreground, programs
+from jitsu_tw.backends import command, foreground, programs
 from jitsu_tw.backends.command import CommandBackend
 from jitsu_tw.backends.preset import PRESETS, read_pair, uuid_of
 from jitsu_tw.errors import BackendError, ConfigError, NoSuchVM
@@ -389,6 +389,7 @@ class EventTests(CommandTestCase):
 
     async def test_of_others(self) -> None:
         """An event of a preset's that names others is none of the only machine's, as one of its own events would be."""
+        self.patch(command, "HINT_EVERY", 0.0)
         preset = attrs.evolve(PRESETS["command"], commands={"events": (str(self.machines.program), "events")})
         backend = CommandBackend(preset)
         backend.connect(self.watcher)
