@@ -60,6 +60,9 @@ class LinksTests(SynchronousTestCase):
                     ip link add $port type veth peer name $port-far
                     ip link set $port master {lab.BRIDGE} up
                 done
+                for number in $(seq 60); do
+                    echo "link add many$number master {lab.BRIDGE} type veth peer name far$number"
+                done | ip -batch -
                 ip link set one-far up
                 ip link set two mtu 1400
                 ip link set {lab.BRIDGE} type bridge stp_state 1
