@@ -91,9 +91,12 @@ class ClusterTestCase(SynchronousTestCase):
         self, answers: list[Answer], servers: Collection[int] = ALL, since: float = 0.0, *, warm: bool = False
     ) -> None:
         """Assert that all *answers* of these Jitsus to what was asked *since* were good; if *warm*, from a VM's up."""
-        asked = [answer for answer in answers if answer.server in servers and answer.asked >= since]
-        self.assertEqual(set(servers), {answer.server for answer in asked})
-        self.assertEqual([], [answer for answer in asked if not answer.is_good or (warm and answer.edes)])
+
+        def asked() -> list[Answer]:
+            return [answer for answer in answers if answer.server in servers and answer.asked >= since]
+
+        self.cluster.until(lambda: {answer.server for answer in asked()} == set(servers))  # the first may be on its way
+        self.assertEqual([], [answer for answer in asked() if not answer.is_good or (warm and answer.edes)])
 
     def goes_on(self, answers: list[Answer], servers: Collection[int] = ALL, seconds: float = 2.0) -> None:
         """Assert that from now on, for some time, all answers of these Jitsus come from what is up."""
