@@ -37,7 +37,9 @@ def places() -> str:
         with tempfile.TemporaryDirectory(dir=made.parent) as folder:
             unpacked = Path(folder) / "unpacked"
             download = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *PACKAGES]
-            subprocess.run(download, cwd=folder, check=True)
+            if subprocess.run(download, cwd=folder, check=False).returncode:  # the lists of packages may be old
+                subprocess.run(["apt-get", "-qq", "update"], check=True)
+                subprocess.run(download, cwd=folder, check=True)
             for package in Path(folder).glob("*.deb"):
                 subprocess.run(["dpkg", "-x", package, unpacked], check=True)
             if not made.exists():
