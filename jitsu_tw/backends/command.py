@@ -640,5 +640,5 @@ class CommandBackend:
 
 def _unknown(ended: Ended) -> str:
     """Return that the output of `state` is none of the words."""
-    said = tail(ended.out, 0) or "nothing"
-    return f"its command state says '{said}', which is none of its words; add it to words, with its meaning"
+    said = "what is too long to repeat" if len(ended.out) > LONGEST_EVENT else f"'{tail(ended.out, 0) or 'nothing'}'"
+    return f"its command state says {said}, which is none of its words; add it to words, with its meaning"

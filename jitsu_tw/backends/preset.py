@@ -190,7 +190,7 @@ class Preset:
         variables: those of its commands.
         environment: variables of Jitsu's environment that its commands get.
         at_once: a machine runs when `start` has ended well; if not, `state` is called until it runs.
-        names: what the names of its machines look like, a regular expression: a command or a URL has nothing else.
+        names: the names that its machines may have: no other one gets into a command or a URL.
     """
 
     name: str
@@ -201,7 +201,7 @@ class Preset:
     variables: Mapping[str, Variable]
     environment: tuple[str, ...] = ()
     at_once: bool = False
-    names: str = ".*"
+    names: Variable = Variable("any")
 
     @property
     def program(self) -> str:
@@ -218,7 +218,8 @@ def read_preset(path: Path) -> Preset:
         {name: _divided(text) for name, text in found.get("commands", {}).items()},
         {word: Meaning(meaning) for word, meaning in found.get("words", {}).items()},
         {name: _variable(**one) for name, one in found.get("variables", {}).items()},
-        tuple(found.get("environment", ())), found.get("at_once") == "true", found.get("names", ".*"),
+        tuple(found.get("environment", ())), found.get("at_once") == "true",
+        _variable(**found.get("names", {"doc": "any"})),
     )  # fmt: skip
 
 
@@ -347,8 +348,8 @@ def _values(vm: VM, preset: Preset, given: Mapping[str, tuple[str, ...]]) -> dic
             raise ConfigError(message, key="variables")
     if vm.name.startswith("-"):
         raise ConfigError("begins with a dash, so a program would take it for an option; take another name", key="name")
-    if not re.fullmatch(preset.names, vm.name, re.ASCII | re.DOTALL):
-        raise ConfigError(f"is no name of a machine of {preset.name}, as {preset.names} is; take that name", key="name")
+    if not re.fullmatch(preset.names.pattern, vm.name, re.ASCII | re.DOTALL):
+        raise ConfigError(f"is no name for {preset.name}, whose names are {preset.names.doc}; rename it", key="name")
     values = {
         "name": vm.name, "uuid": uuid_of(vm, preset.name), "stop_timeout": f"{vm.stop_timeout:.0f}",
         **{name: str(value[0]) for name, value in (("ip", vm.ip), ("mac", vm.mac)) if value},

@@ -256,6 +256,8 @@ class Stream:
         if number == 1:
             *lines, rest = (self._rest + piece).split(b"\n")
             self._rest = rest[-LONGEST_OUTPUT:]
+            if self._rest != rest:
+                self._begun()  # nobody knows whom the line is about
             self._told([line.decode(errors="replace") for line in lines])
         else:
             self._err = (self._err + piece)[-LONGEST_OUTPUT:]

@@ -451,16 +451,19 @@ class EventTests(CommandTestCase):
         """After each piece of a stream, nothing is read for a moment: one that writes without end holds up nobody."""
         clock, told, child = Clock(), list[list[str]](), mock.Mock(pid=1 << 22)
         self.patch(programs, "Child", mock.Mock(return_value=child))
-        stream = programs.Stream(self.backend._programs, ["yes"], told.append, lambda: None, clock)
+        stream = programs.Stream(self.backend._programs, ["yes"], told.append, begun := mock.Mock(), clock)
         stream.begin()
         for number in (1, 2):
             stream._received(number, b"one\nother\nand so")
         self.assertEqual([["one", "other"]], told)
+        begun.assert_called_once_with()
         child.resume.assert_not_called()
         child.pause.assert_called()
         clock.advance(programs.READ_EVERY)
         child.resume.assert_called_once_with()
         self.assertEqual([], clock.getDelayedCalls())
+        stream._received(1, programs.LONGEST_OUTPUT * b"x")  # whom it is about, is not known: all are asked for
+        self.assertEqual(2, begun.call_count)
 
     async def test_other_kind_of_commands(self) -> None:
         """A machine that is up is ended by the commands that it was started by before those of another kind hold."""

@@ -343,8 +343,10 @@ class NamesTests(SynchronousTestCase):
         """No name is a pattern, another server's machine or another place in a URL; where it is none, that is said."""
         for preset in ("podman", "docker", "docker-api", "incus"):
             self.assertEqual("", self.said("www-2", preset))
+            if preset != "incus":
+                self.assertIn("would begin the ids of other containers", self.said("db", preset))
             for name in ("other:www", "w.*", "../www", "www?t=1", "www/kill#", "w w", "www\n", "é", "^www"):
-                self.assertIn(f"is no name of a machine of {preset}", self.said(name, preset))
+                self.assertIn(f"is no name for {preset}", self.said(name, preset))
 
     @staticmethod
     def said(name: str, preset: str) -> str:
@@ -354,6 +356,17 @@ class NamesTests(SynchronousTestCase):
         except ConfigError as error:
             return str(error)
         return ""
+
+
+class LabelsTests(SynchronousTestCase):
+    """What the author of an image writes into a container."""
+
+    def test_no_state(self) -> None:
+        """A label is no state."""
+        meaning = commands_of(vm("www", backend="docker-api"), PRESETS["docker-api"]).meaning
+        said = '{"Config":{"Labels":{"Status":"running"}},"State":{"Status":"exited","Running":false}}'
+        self.assertIs(Meaning.OFF, meaning(0, said, ""))
+        self.assertIsNone(meaning(0, '{"Config":{"Labels":{"Status":"running"}}}', ""))
 
 
 class AbsentTests(SynchronousTestCase):
