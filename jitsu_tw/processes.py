@@ -1,5 +1,5 @@
 """
-Programs: a `Child` is one that runs; `run` has one run to its end, or until its time is up.
+Programs: a `Child` is one that runs; a `Process` is one that runs to its end, or until its time is up.
 
 A process that such a program has begun, an ssh that others share perhaps, may outlive it and keep its pipes open: that
 is not waited for.
@@ -281,10 +281,13 @@ class Process:
 
     def _then(self, seconds: float, what: Callable[[], None]) -> None:
         """Do *what* after *seconds*, in place of what was to be done before."""
-        if self._timer.active():
-            self._timer.cancel()
+        self._stop_waiting()
         if not self.ended.called:
             self._timer = self._reactor.callLater(seconds, what)
+
+    def _stop_waiting(self) -> None:
+        if self._timer.active():
+            self._timer.cancel()
 
     def _received(self, number: int, piece: bytes) -> None:
         if self._left > 0:
@@ -294,8 +297,7 @@ class Process:
     def _exited(self) -> None:
         if self._late:
             self._child.signal(signal.SIGKILL)  # of its group, some may ignore SIGTERM
-        if self._timer.active():
-            self._timer.cancel()
+        self._stop_waiting()
 
     def _is_over(self) -> None:
         if self.ended.called:
@@ -306,6 +308,5 @@ class Process:
         )
         ended, self._said = Ended(self._child.code, out, err, said, self._late), []
         self._child.close()
-        if self._timer.active():
-            self._timer.cancel()
+        self._stop_waiting()
         self.ended.callback(ended)

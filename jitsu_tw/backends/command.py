@@ -563,7 +563,7 @@ class CommandBackend:
                 self._hint(of_stream[name], said)
 
     def _begun(self, argv: tuple[str, ...]) -> None:
-        """Hint at all machines of a stream that has begun again: what happened meanwhile, it has not told."""
+        """Hint at all machines of a stream that has begun, or lost an event: any of them may have changed."""
         for one in self._of(argv):
             self._hint(one, "its events are told again")
 

@@ -216,7 +216,7 @@ class Stream:
             programs: know the environment.
             argv: its arguments.
             told: is called with the lines that have come.
-            begun: is called when it runs, again too: what has happened meanwhile is not told.
+            begun: is called when it runs, again too, and when a line is too long: any machine may have changed.
             reactor: makes the timers.
         """
         self._programs, self._argv, self._told, self._begun, self._reactor = programs, argv, told, begun, reactor

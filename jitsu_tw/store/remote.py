@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-
 #: The most seconds of one call.
 DEADLINE: Final = 30.0
 

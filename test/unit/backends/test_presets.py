@@ -350,7 +350,7 @@ class NamesTests(SynchronousTestCase):
 
     @staticmethod
     def said(name: str, preset: str) -> str:
-        """Return what is said against a name."""
+        """Return the error that a VM of this name causes; empty for none."""
         try:
             check_vm(attrs.evolve(vm("www", backend=preset), name=name), preset)
         except ConfigError as error:
